@@ -1,0 +1,187 @@
+"""The `mlx_server` command: flags from Config's fields, start, stop.
+
+Heavy imports wait until the flags are read, so that `--help` is quick and the
+port answers before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from typing import TYPE_CHECKING, Any
+
+from mlx_server import __version__
+from mlx_server.config import Config, default_text, flag_name
+from mlx_server.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from mlx_server.pool import Entry
+    from mlx_server.server.http import HttpServer
+
+log = logging.getLogger("mlx_server")
+
+GRACE = 5.0
+"""Seconds that running requests get to finish after Ctrl-C or SIGTERM."""
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="mlx_server",
+        description="Serve language models on MLX to the programs around them.",
+        epilog="Every flag is also an environment variable: --max-tokens is MLX_SERVER_MAX_TOKENS.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    result.add_argument("--version", action="version", version=f"mlx_server {__version__}")
+    groups: dict[str, Any] = {}
+    for f in fields(Config):
+        title = f.metadata["group"]
+        if title not in groups:
+            groups[title] = result.add_argument_group(title)
+        _add_flag(groups[title], f)
+    return result
+
+
+def _add_flag(group: Any, f: Field) -> None:
+    meta = f.metadata
+    default = default_text(f)
+    help_text = meta["help"] + (f" (default: {default})" if default else "")
+    help_text = help_text.replace("%", "%%")
+    if isinstance(f.default, bool):
+        group.add_argument(
+            flag_name(f), dest=f.name, action=argparse.BooleanOptionalAction, help=help_text
+        )
+        return
+    group.add_argument(
+        flag_name(f),
+        dest=f.name,
+        type=_named(meta["convert"]),
+        action="append" if meta["repeat"] else "store",
+        choices=meta["choices"],
+        metavar=meta["metavar"] or (None if meta["choices"] else f.name.upper()),
+        help=help_text,
+    )
+
+
+def _named(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse hides a ValueError's message; this keeps it."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+    return read
+
+
+def read_config(argv: Sequence[str] | None) -> Config:
+    result = parser()
+    given = vars(result.parse_args(argv))
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    try:
+        return Config.from_environment(**given)
+    except ValueError as error:
+        result.error(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = read_config(argv)
+    logging.basicConfig(
+        level=config.log_level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    # One line per request to the hub tells a user nothing.
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return serve(config)
+    except KeyboardInterrupt:
+        return 0
+
+
+def serve(config: Config) -> int:
+    """Listen, load the model behind the open port, serve until told to stop."""
+    from mlx_server.api import DIALECTS
+    from mlx_server.engine.worker import Worker
+    from mlx_server.pool import ModelPool
+    from mlx_server.server.http import HttpServer
+
+    worker = Worker(max_waiting=config.max_queue)
+    pool = ModelPool(config, worker)
+    try:
+        server = HttpServer(config, DIALECTS, pool)
+    except OSError as error:
+        print(f"mlx_server: {_cannot_listen(config, error)}", file=sys.stderr)
+        return 1
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    announce(server, config)
+    worker.start()
+    loading = _Loading(pool.load_default, stopping)
+    loading.start()
+    # Signals reach the main thread only while it waits in short turns.
+    while not stopping.wait(0.5):
+        pass
+    if isinstance(loading.error, ModelLoadError):
+        print(f"mlx_server: {loading.error.message}", file=sys.stderr)
+        return 1
+    if loading.error is not None:
+        return 1
+    log.info("stopping")
+    server.stop(GRACE)
+    worker.stop(timeout=GRACE)
+    return 0
+
+
+class _Loading(threading.Thread):
+    """Loads the default model beside the running server; a failure stops it."""
+
+    def __init__(self, load: Callable[[], Entry], stopping: threading.Event) -> None:
+        super().__init__(name="loading", daemon=True)
+        self.load = load
+        self.stopping = stopping
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            entry = self.load()
+        except Exception as error:
+            if not isinstance(error, ModelLoadError):
+                log.exception("the model could not be loaded")
+            self.error = error
+            self.stopping.set()
+            return
+        info = entry.info
+        log.info(
+            "%s is ready: %.4gM parameters, %.4g MB, context %d tokens, up to %.4g GB of keys "
+            "and values",
+            entry.llm.name,
+            info.num_parameters / 1e6,
+            info.nbytes / 1e6,
+            info.context_length,
+            info.kv_bytes / 1e9,
+        )
+
+
+def announce(server: HttpServer, config: Config) -> None:
+    """Tell the address, and how to run a real model when this is the demo."""
+    log.info("listening on %s", server.url)
+    if config.model is None:
+        log.info("this is the bundled demo; `mlx_server --model OWNER/NAME` runs a real model")
+
+
+def _cannot_listen(config: Config, error: OSError) -> str:
+    place = f"{config.host}:{config.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{place} is in use already; choose another with --port."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{place} may not be opened; choose a port above 1023 with --port."
+    return f"cannot listen on {place}: {error.strerror or error}"

@@ -1,0 +1,340 @@
+"""Plain data that every room shares. Standard library only, frozen throughout.
+
+A request travels as `GenerationRequest`; what comes back is a stream of
+`Delta`s, and a whole reply is the fold of that stream. Below `llm.py` there is
+no text: the engine gets `EngineRequest`s and answers with `TokenOutput`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+MAX_TOP_LOGPROBS = 20
+"""The most alternatives per position that a request may ask for (OpenAI's limit)."""
+
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+
+AdapterScale = tuple[str, float]
+"""An adapter's name and the scale it is applied at; a row carries a sorted tuple of them."""
+
+
+# ---------------------------------------------------------------- what to generate from
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model made. `arguments` is the JSON text as the API carries it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. Parts stay typed until the chat template turns them into text."""
+
+    role: str
+    parts: tuple[TextPart | ImagePart, ...] = ()
+    name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts joined as they are."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation, rendered by the model's chat template.
+
+    Args:
+        template_args: Extra variables for the template (`chat_template_kwargs`).
+        role_mapping: mlx-lm's role prefixes, for models without a template.
+    """
+
+    messages: tuple[Message, ...]
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    role_mapping: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    token_ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+# ---------------------------------------------------------------- how to generate
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one sequence are chosen. Everything works in a batch.
+
+    Args:
+        temperature: 0 is greedy; logits are divided by it after the filters.
+        top_p: Nucleus sampling: the smallest set whose probabilities reach it.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        min_p: Keep tokens at least this likely relative to the most likely one.
+        seed: Same seed and prompt, same tokens, whatever else is in the batch.
+            None draws a fresh seed.
+        max_tokens: Upper bound of generated tokens; None runs until the
+            context is full.
+        stop: Strings that end the reply; they are never part of it.
+        ignore_eos: Go on past end tokens.
+        logit_bias: (token id, bias) pairs added to the logits.
+        repetition_penalty: Sign-aware factor on tokens seen in the last
+            `repetition_context_size` tokens of prompt and reply; 1 is off
+            (arXiv:1909.05858).
+        presence_penalty, frequency_penalty: Subtracted once, or once per
+            occurrence, for tokens of the reply (OpenAI). With
+            `penalty_context_size` they look at the last so many tokens of
+            prompt and reply instead (mlx-lm, llama.cpp).
+        logprobs: None: none are computed. k: the chosen token's
+            log-probability and the k best (0 ≤ k ≤ 20), from the model's raw
+            logits.
+        prompt_logprobs: The same for the prompt's tokens (legacy `echo`).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repetition_penalty: float = 1.0
+    repetition_context_size: int = 20
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_context_size: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a dialect makes of a request body.
+
+    Args:
+        id: The response's id ("chatcmpl-…"); also names the request in logs.
+        model: The name the client sent, or None.
+        prompts: One or more; choice index = prompt index * n + copy.
+        options: The `SamplingParams` fields that the client named. A field it
+            left out comes from the command line, else from the model's
+            generation_config.json, else from `defaults`.
+        defaults: The dialect's own defaults.
+        adapters: Path the client named in `adapters`, else None.
+        echo: Give the prompt's text (and log-probabilities) back first.
+        stream: Whether the client wants the deltas as they come.
+        timeout: Seconds after which the request ends with DeadlineExceeded.
+        format: What the dialect's formatter must remember of the body.
+    """
+
+    id: str
+    model: str | None
+    prompts: tuple[Prompt, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    n: int = 1
+    adapters: str | None = None
+    echo: bool = False
+    stream: bool = False
+    timeout: float | None = None
+    format: Any = None
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts. `cached` prompt tokens were found in the prefix cache."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    id: int
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated (or echoed) token. `logprob` is None for a prompt's first token."""
+
+    id: int
+    token: str
+    bytes: bytes
+    logprob: float | None
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request is accepted: it is valid and it fits."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prompt tokens computed so far, of `total`."""
+
+    processed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Nothing came for a while; a stream sends a comment to keep the client waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the reply. `tokens` only where log-probabilities were asked for."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Choice `index` is complete. `stop_sequence`: the stop string that ended it."""
+
+    index: int
+    reason: FinishReason
+    stop_sequence: str | None
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Every choice is complete. The usage counts each prompt once."""
+
+    usage: Usage
+
+
+Delta = Started | Progress | Heartbeat | Text | Finished | Done
+
+
+# ---------------------------------------------------------------- between llm.py and the engine
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One prompt, as tokens, and the n sequences to grow from it.
+
+    Args:
+        id: Unique in the process.
+        token_ids: The prompt, at least one token.
+        params: Resolved; `max_tokens` is set and fits the context, `seed` is set.
+        n: Sequences to generate; sequence i draws from f(seed, i, position).
+        adapters: Sorted (adapter, scale) pairs.
+        eos_token_ids: Tokens that end a sequence unless `ignore_eos`.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    params: SamplingParams
+    n: int = 1
+    adapters: tuple[AdapterScale, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Log-probabilities at one position: the token's own and the best (id, value) pairs."""
+
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one step did for one sequence.
+
+    Args:
+        request_id, index: Which sequence of which request.
+        token_ids: New tokens, usually one; none for mere progress. An end
+            token is included when it ended the sequence.
+        logprobs: One entry per token where asked for, else empty.
+        prompt_logprobs: Entries for prompt tokens computed in this step.
+        prompt_tokens_done: Prompt tokens computed so far.
+        cached_tokens: Prompt tokens that were found in the prefix cache.
+        finish_reason: Set on the sequence's last output.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Candidates, ...] = ()
+    prompt_logprobs: tuple[Candidates, ...] = ()
+    prompt_tokens_done: int = 0
+    cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step did for one request: the only type an outbox carries.
+
+    `error` ends the request; it is the request's own, never another's.
+    """
+
+    outputs: tuple[TokenOutput, ...] = ()
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A name that can be put into a request's `model`."""
+
+    id: str
+    created: int
+    owned_by: str = "mlx_server"
+    loaded: bool = False
+    root: str | None = None
+    parent: str | None = None
+    context_length: int | None = None

@@ -1,0 +1,206 @@
+"""Engine: sequences in, tokens out, a step at a time. No threads, no text."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import count
+
+from mlx_server.core import EngineRequest, FinishReason, StepOutput, TokenOutput
+from mlx_server.engine.runner import Flight, Landed, Runner
+from mlx_server.engine.scheduler import Scheduled, Scheduler
+from mlx_server.engine.sequence import Sequence, Status
+from mlx_server.errors import RequestError, ServerError
+from mlx_server.models.base import ServedModel
+
+log = logging.getLogger(__name__)
+
+Outputs = dict[str, StepOutput]
+"""What a step did, per request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    Args:
+        max_batch_size: Sequences that run at the same time.
+        prefill_chunk_size: Prompt tokens computed per step.
+        max_kv_bytes: Budget for keys and values; None sets no bound.
+    """
+
+    max_batch_size: int
+    prefill_chunk_size: int
+    max_kv_bytes: int | None = None
+
+
+class Engine:
+    """Runs one model's sequences in one batch.
+
+    `step()` is pipelined: it submits the next forward pass before it reads the
+    tokens of the one before, so the device never waits for the host. A row that
+    turns out to have ended is in one pass too many; that pass's token is dropped.
+    """
+
+    def __init__(self, model: ServedModel, limits: Limits) -> None:
+        self.model = model
+        if limits.max_kv_bytes is not None:
+            model.cache.max_bytes = limits.max_kv_bytes
+        self.scheduler = Scheduler(
+            model.cache,
+            max_batch_size=limits.max_batch_size,
+            prefill_chunk_size=limits.prefill_chunk_size,
+        )
+        self.runner = Runner(model)
+        self.num_steps = 0
+        self._flight: Flight | None = None
+        self._requests: dict[str, list[Sequence]] = {}
+        self._arrivals = count()
+
+    # ------------------------------------------------------------ commands
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: Its keys and values can never fit the memory budget.
+        """
+        cache = self.model.cache
+        need = cache.cost(len(request.token_ids) + 1)
+        if need > cache.max_bytes:
+            raise RequestError(
+                f"The prompt's {len(request.token_ids)} tokens need {need / 2**20:.0f} MiB for "
+                f"keys and values, more than the {cache.max_bytes / 2**20:.0f} MiB that the "
+                "server may use. Shorten the prompt or start the server with a larger "
+                "--max-kv-bytes."
+            )
+        sequences = [Sequence(request, i, next(self._arrivals)) for i in range(request.n)]
+        self._requests[request.id] = sequences
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or one of its sequences, at once; unknown ids are ignored."""
+        for sequence in list(self._requests.get(request_id, ())):
+            if index is None or sequence.index == index:
+                self._finish(sequence, "abort")
+
+    def holds(self, request_id: str) -> bool:
+        """Whether any of the request's sequences is still to end."""
+        return request_id in self._requests
+
+    def drop_all(self) -> list[str]:
+        """Give up every request and start afresh; returns their ids."""
+        ids = list(self._requests)
+        for request_id in ids:
+            self.abort(request_id)
+        self._flight = None
+        return ids
+
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.busy or self._flight is not None
+
+    @property
+    def num_running(self) -> int:
+        return len(self.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.scheduler.waiting)
+
+    # ------------------------------------------------------------ one step
+
+    def step(self) -> Outputs:
+        """Schedule → run → postprocess."""
+        rows = self.scheduler.schedule()
+        previous, self._flight = self._flight, None
+        failed: Exception | None = None
+        if rows:
+            try:
+                self._flight = self.runner.submit(rows, previous)
+                self.num_steps += 1
+            except Exception as error:
+                failed = error
+        outputs = self._land(previous) if previous else {}
+        if failed is not None:
+            self._recover(rows, failed, outputs)
+        return outputs
+
+    def _land(self, flight: Flight) -> Outputs:
+        try:
+            landed = self.runner.read(flight)
+        except Exception as error:
+            outputs: Outputs = {}
+            self._recover(flight.rows, error, outputs)
+            return outputs
+        found: defaultdict[str, list[TokenOutput]] = defaultdict(list)
+        for result in landed:
+            # Ended or aborted after this pass was submitted.
+            if result.row.sequence.status is not Status.FINISHED:
+                found[result.row.sequence.request.id].append(self._postprocess(result))
+        return {key: StepOutput(tuple(outputs)) for key, outputs in found.items()}
+
+    def _postprocess(self, result: Landed) -> TokenOutput:
+        row, sequence = result.row, result.row.sequence
+        sequence.suspect = False
+        request, token_id = sequence.request, result.token_id
+        reason: FinishReason | None = None
+        if token_id is not None:
+            sequence.tokens.append(token_id)
+            if token_id in request.eos_token_ids and not request.params.ignore_eos:
+                reason = "stop"
+            elif len(sequence.tokens) - sequence.num_prompt_tokens >= request.params.max_tokens:
+                reason = "length"
+        elif request.params.max_tokens == 0 and row.end == sequence.num_prompt_tokens:
+            reason = "length"
+        if reason is not None:
+            self._finish(sequence, reason)
+        return TokenOutput(
+            request_id=request.id,
+            index=sequence.index,
+            token_ids=() if token_id is None else (token_id,),
+            logprobs=() if result.candidates is None else (result.candidates,),
+            prompt_logprobs=result.prompt_logprobs,
+            prompt_tokens_done=min(row.end, sequence.num_prompt_tokens),
+            cached_tokens=sequence.num_cached_tokens,
+            finish_reason=reason,
+        )
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        self.scheduler.finish(sequence)
+        siblings = self._requests[sequence.request.id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._requests[sequence.request.id]
+
+    # ------------------------------------------------------------ failures
+
+    def _recover(self, rows: list[Scheduled], error: Exception, outputs: Outputs) -> None:
+        """Nobody but the culprit is lost: all rows start over, the failed ones one by one.
+
+        The failed pass may have left broken lazy arrays in the cache, so every
+        running row gives up its seat and is computed again from its tokens.
+        """
+        live = [r.sequence for r in rows if r.sequence.status is not Status.FINISHED]
+        # A pass submitted meanwhile builds on the failed one.
+        if self._flight is not None:
+            for sequence in self._flight.sampling:
+                sequence.num_pending = 0
+            self._flight = None
+        for sequence in list(self.scheduler.running):
+            sequence.num_pending = 0
+            self.scheduler.preempt(sequence)
+        culprit = live[0] if len(live) == 1 and (live[0].suspect or len(rows) == 1) else None
+        if culprit is None:
+            log.warning("a step of %d rows failed, trying them one by one: %s", len(rows), error)
+            for sequence in live:
+                sequence.suspect = True
+            return
+        log.error("request %s failed", culprit.request.id, exc_info=error)
+        for sequence in list(self._requests.get(culprit.request.id, ())):
+            self._finish(sequence, "error")
+        outputs[culprit.request.id] = StepOutput(
+            error=ServerError(f"The model failed on this request: {error}")
+        )

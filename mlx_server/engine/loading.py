@@ -1,0 +1,77 @@
+"""From a model folder to an engine. Runs on the engine thread, which owns the arrays."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_server.engine import device
+from mlx_server.engine.engine import Engine, Limits
+from mlx_server.models import loader
+from mlx_server.models.base import ServedModel
+from mlx_server.models.lora import AdapterBank
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the other threads may know of a loaded model: no arrays.
+
+    Attributes:
+        sampling: Defaults of its generation_config.json.
+    """
+
+    vocab_size: int
+    context_length: int
+    num_parameters: int
+    nbytes: int
+    kv_bytes: int
+    eos_token_ids: tuple[int, ...]
+    sampling: Mapping[str, Any]
+
+
+def load_engine(
+    path: Path, *, name: str, limits: Limits, trust_remote_code: bool
+) -> tuple[Engine, EngineInfo]:
+    """Load the model in `path` and make an engine for it.
+
+    Raises:
+        ModelLoadError: One line that names the mend.
+    """
+    loaded = loader.load(path, name=name, trust_remote_code=trust_remote_code)
+    bank = AdapterBank(loaded.model)
+    model = _served(loaded, bank)
+    kv_bytes = limits.max_kv_bytes or device.kv_budget(loaded.nbytes)
+    engine = Engine(model, Limits(limits.max_batch_size, limits.prefill_chunk_size, kv_bytes))
+    info = EngineInfo(
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        num_parameters=loaded.num_parameters,
+        nbytes=loaded.nbytes,
+        kv_bytes=kv_bytes,
+        eos_token_ids=loaded.eos_token_ids,
+        sampling=loaded.generation_config,
+    )
+    return engine, info
+
+
+def _served(loaded: loader.Loaded, bank: AdapterBank) -> ServedModel:
+    context = loader.context_length(loaded.config)
+    if loaded.module_kind == "ours":
+        from mlx_server.models.llama import LlamaModel
+
+        return LlamaModel(loaded.model, context, bank)
+    from mlx_server.models.zoo import ZooModel
+
+    return ZooModel(loaded.model, loaded.config, context, bank)
+
+
+def unload(engines: dict[str, Engine], name: str) -> None:
+    """Drop an engine and give its memory back."""
+    engines.pop(name, None)
+    gc.collect()
+    mx.clear_cache()

@@ -1,0 +1,234 @@
+"""Runner: a batch of rows → logits → tokens, submitted to the device without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_server.core import Candidates
+from mlx_server.engine.scheduler import Scheduled
+from mlx_server.engine.sequence import Sequence
+from mlx_server.models.base import Row, ServedModel
+from mlx_server.sampling.row import SamplingRow
+from mlx_server.sampling.sampler import Sampled, position_logprobs, sample
+
+
+@dataclass(slots=True)
+class PromptLogprobs:
+    """Log-probabilities of a chunk's prompt tokens, still on the device.
+
+    Attributes:
+        first: The prompt's first token is among them.
+        found: float32 [P], int32 [P, T], float32 [P, T] as of `position_logprobs`;
+            None where a prompt has no second token.
+    """
+
+    first: bool
+    found: tuple[mx.array, mx.array, mx.array] | None
+
+    def arrays(self) -> list[mx.array]:
+        return list(self.found or ())
+
+    def read(self) -> tuple[Candidates, ...]:
+        # Nothing predicts the first token of a prompt.
+        start = (Candidates(None),) if self.first else ()
+        return start + (_candidates(*self.found) if self.found else ())
+
+
+@dataclass(slots=True)
+class Flight:
+    """A step on its way.
+
+    Attributes:
+        sampling: The sequences that get a token, in the order of `sampled.tokens`.
+    """
+
+    rows: list[Scheduled]
+    sampling: list[Sequence]
+    sampled: Sampled | None
+    prompt_logprobs: dict[Sequence, PromptLogprobs]
+
+
+@dataclass(slots=True)
+class Landed:
+    """What a flight brought for one sequence."""
+
+    row: Scheduled
+    token_id: int | None
+    candidates: Candidates | None
+    prompt_logprobs: tuple[Candidates, ...]
+
+
+class Runner:
+    def __init__(self, model: ServedModel) -> None:
+        self.model = model
+
+    def submit(self, rows: list[Scheduled], previous: Flight | None) -> Flight:
+        """Build a step and start it.
+
+        Args:
+            previous: The flight that has not been read yet; its tokens are used
+                on the device.
+        """
+        # One-token rows first and in the cache's order, as the model wants them.
+        rows = sorted(rows, key=lambda r: (r.num_tokens > 1, r.sequence.seat.order))
+        tokens = self._input_tokens(rows, previous)
+        packed = [
+            Row(r.sequence.seat, r.num_tokens, _num_logits(r), r.sequence.request.adapters)
+            for r in rows
+        ]
+        starts = {r.sequence: r.sequence.num_computed for r in rows}
+        logits, pending = self.model.forward(tokens, packed)
+        sampled, prompt_logprobs = self._sample(rows, packed, tokens, logits, starts)
+        flight = Flight(rows, [r.sequence for r in rows if r.samples], sampled, prompt_logprobs)
+        arrays = list(pending)
+        if sampled is not None:
+            arrays += sampled.arrays()
+        for entry in prompt_logprobs.values():
+            arrays += entry.arrays()
+        # Never the cache's arrays: holding them would make the next step copy them.
+        mx.async_eval(arrays)
+        for sequence in flight.sampling:
+            sequence.num_pending += 1
+        return flight
+
+    def _input_tokens(self, rows: list[Scheduled], previous: Flight | None) -> mx.array:
+        """int32 [N]: the host's tokens, or the previous flight's where only the device has them."""
+        known, sources, any_pending = [], [], False
+        places = {s: i for i, s in enumerate(previous.sampling)} if previous else {}
+        for row in rows:
+            sequence, start = row.sequence, row.sequence.num_computed
+            ids = sequence.tokens.view[start : start + row.num_tokens]
+            if len(ids) < row.num_tokens:
+                known.append(np.zeros(1, np.int32))
+                sources.append(places[sequence])
+                any_pending = True
+            else:
+                known.append(ids)
+                sources.append(-1)
+        if not any_pending:
+            return mx.array(np.concatenate(known))
+        # Pending rows have one token, so they are among the first `num_single`.
+        num_single = sum(row.num_tokens == 1 for row in rows)
+        source = np.array(sources[:num_single], dtype=np.int32)
+        sampled = previous.sampled.tokens
+        if num_single == len(sampled) and (source == np.arange(num_single)).all():
+            singles = sampled
+        else:
+            singles = sampled[mx.array(np.maximum(source, 0))]
+            if (source < 0).any():
+                host = mx.array(np.concatenate(known[:num_single]))
+                singles = mx.where(mx.array(source < 0), host, singles)
+        if num_single == len(rows):
+            return singles
+        return mx.concatenate([singles, mx.array(np.concatenate(known[num_single:]))])
+
+    def _sample(
+        self,
+        rows: list[Scheduled],
+        packed: list[Row],
+        tokens: mx.array,
+        logits: mx.array,
+        starts: dict[Sequence, int],
+    ) -> tuple[Sampled | None, dict[Sequence, PromptLogprobs]]:
+        prompt_logprobs: dict[Sequence, PromptLogprobs] = {}
+        picks, inputs, sampling, at, token_at = [], [], [], 0, 0
+        for row, share in zip(rows, packed, strict=True):
+            sequence = row.sequence
+            if sequence.request.params.prompt_logprobs is not None:
+                span = logits[at : at + share.num_logits]
+                entry = self._prompt_logprobs(sequence, starts[sequence], span)
+                if entry is not None:
+                    prompt_logprobs[sequence] = entry
+            at += share.num_logits
+            token_at += row.num_tokens
+            if row.samples:
+                picks.append(at - 1)
+                inputs.append(token_at - 1)
+                sampling.append(_sampling_row(sequence))
+        if not sampling:
+            return None, prompt_logprobs
+        if len(picks) < len(logits):
+            logits = logits[mx.array(picks)]
+        last = tokens if len(inputs) == len(tokens) else tokens[mx.array(inputs)]
+        return sample(logits, sampling, last), prompt_logprobs
+
+    def _prompt_logprobs(
+        self, sequence: Sequence, start: int, logits: mx.array
+    ) -> PromptLogprobs | None:
+        """Logits of positions start, start + 1 … tell of the tokens one further on."""
+        end = min(start + len(logits), sequence.num_prompt_tokens - 1)
+        first = sequence.num_prompt_logprobs == 0 and start == 0
+        # After a preemption only what was not reported yet.
+        begin = max(start, sequence.num_prompt_logprobs - 1)
+        if begin >= end and not first:
+            return None
+        ids = mx.array(sequence.tokens.view[begin + 1 : end + 1])
+        top = sequence.request.params.prompt_logprobs or 0
+        found = None
+        if begin < end:
+            found = position_logprobs(logits[begin - start : end - start], ids, top)
+        sequence.num_prompt_logprobs = end + 1
+        return PromptLogprobs(first, found)
+
+    def read(self, flight: Flight) -> list[Landed]:
+        """Wait for the flight's tokens; the one place where host and device meet."""
+        token_ids: dict[Sequence, int] = {}
+        candidates: dict[Sequence, Candidates] = {}
+        sampled = flight.sampled
+        if sampled is not None:
+            token_ids = dict(zip(flight.sampling, sampled.tokens.tolist(), strict=True))
+            for sequence in flight.sampling:
+                sequence.num_pending -= 1
+        if sampled is not None and sampled.logprobs is not None:
+            rows = [flight.sampling[i] for i in sampled.logprob_rows]
+            found = _candidates(sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+            for sequence, entry in zip(rows, found, strict=True):
+                candidates[sequence] = Candidates(
+                    entry.logprob, entry.top[: sequence.request.params.logprobs]
+                )
+        return [
+            Landed(
+                row,
+                token_ids.get(row.sequence),
+                candidates.get(row.sequence),
+                flight.prompt_logprobs[row.sequence].read()
+                if row.sequence in flight.prompt_logprobs
+                else (),
+            )
+            for row in flight.rows
+        ]
+
+
+def _num_logits(row: Scheduled) -> int:
+    sequence = row.sequence
+    in_prompt = sequence.num_computed < sequence.num_prompt_tokens
+    if sequence.request.params.prompt_logprobs is not None and in_prompt:
+        return row.num_tokens
+    return int(row.samples)
+
+
+def _sampling_row(sequence: Sequence) -> SamplingRow:
+    return SamplingRow(
+        params=sequence.request.params,
+        choice=sequence.index,
+        position=sequence.num_tokens,
+        token_ids=sequence.tokens.view,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        pending=sequence.num_pending > 0,
+    )
+
+
+def _candidates(
+    logprobs: mx.array, top_ids: mx.array | None, top_logprobs: mx.array | None
+) -> tuple[Candidates, ...]:
+    values: Seq[float] = logprobs.tolist()
+    if top_ids is None or top_ids.shape[-1] == 0:
+        return tuple(Candidates(value) for value in values)
+    return tuple(
+        Candidates(value, tuple(zip(ids, tops, strict=True)))
+        for value, ids, tops in zip(values, top_ids.tolist(), top_logprobs.tolist(), strict=True)
+    )

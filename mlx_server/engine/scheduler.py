@@ -1,0 +1,172 @@
+"""What runs in the next step: admission, chunked prefill under a token budget, preemption.
+
+Decode rows run in every step; prompts share what the budget leaves. The
+scheduler reads no clock, no free memory and no set order: the same commands
+give the same steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlx_server.cache.base import Cache
+from mlx_server.engine.sequence import Sequence, Status
+
+HEADROOM = 64
+"""Tokens a new seat has room for beyond those it starts with."""
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """A row of the next step.
+
+    Attributes:
+        num_tokens: Tokens of the sequence to compute.
+        end: How many of its tokens are computed after the step.
+        samples: Whether its last position yields a token.
+    """
+
+    sequence: Sequence
+    num_tokens: int
+    end: int
+    samples: bool
+
+
+class Scheduler:
+    """
+    Args:
+        cache: Where admitted sequences get their seats.
+        max_batch_size: Sequences that run at the same time.
+        prefill_chunk_size: Prompt tokens per step, all rows together.
+    """
+
+    def __init__(self, cache: Cache, *, max_batch_size: int, prefill_chunk_size: int) -> None:
+        self.cache = cache
+        self.max_batch_size = max_batch_size
+        self.prefill_chunk_size = prefill_chunk_size
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take the sequence off, wherever it is, and free its seat."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        self._leave_seat(sequence)
+        sequence.status = Status.FINISHED
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Give up its seat; its tokens are kept and computed again later."""
+        self.running.remove(sequence)
+        self._leave_seat(sequence)
+        sequence.status = Status.WAITING
+        self.num_preemptions += 1
+        place = sum(other.arrival < sequence.arrival for other in self.waiting)
+        self.waiting.insert(place, sequence)
+
+    def _leave_seat(self, sequence: Sequence) -> None:
+        if sequence.seat is not None:
+            self.cache.close(sequence.seat)
+            sequence.seat = None
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    # ------------------------------------------------------------ one step
+
+    def schedule(self) -> list[Scheduled]:
+        """The rows of the next step, each with room in its seat."""
+        suspect = next((s for s in self if s.suspect), None)
+        if suspect is not None:
+            return self._schedule_alone(suspect)
+        self._admit()
+        # The last token of a prompt whose other tokens are stored is a decode row as well.
+        decoding = [s for s in self.running if s.num_to_compute == 1 and s.wants_step]
+        rows = [self._row(s, 1) for s in decoding if self._make_room(s, s.num_tokens)]
+        rows += self._prefill_rows()
+        # Making room for one row may have preempted another that was listed before it.
+        return [row for row in rows if row.sequence.seat is not None]
+
+    def _schedule_alone(self, sequence: Sequence) -> list[Scheduled]:
+        if sequence.seat is None:
+            if sequence.num_pending:
+                return []
+            self.waiting.remove(sequence)
+            self._seat(sequence)
+        if not sequence.wants_step or not sequence.num_to_compute:
+            return []
+        count = min(sequence.num_to_compute, self.prefill_chunk_size)
+        self.cache.reserve(sequence.seat, sequence.num_computed + count)
+        return [self._row(sequence, count)]
+
+    def _row(self, sequence: Sequence, count: int) -> Scheduled:
+        end = sequence.num_computed + count
+        samples = end == sequence.num_tokens and sequence.num_left > 0
+        return Scheduled(sequence, count, end, samples)
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_batch_size:
+            sequence = self.waiting[0]
+            # A preempted row waits until the host knows its last token.
+            if sequence.num_pending or not (
+                self.cache.can_open(self._room(sequence)) or not self.running
+            ):
+                return
+            self.waiting.popleft()
+            self._seat(sequence)
+
+    def _room(self, sequence: Sequence) -> int:
+        return sequence.num_tokens + min(sequence.num_left, HEADROOM)
+
+    def _seat(self, sequence: Sequence) -> None:
+        sequence.seat = self.cache.open(self._room(sequence))
+        sequence.status = Status.RUNNING
+        self.running.append(sequence)
+
+    def _prefill_rows(self) -> list[Scheduled]:
+        """Prompt chunks under the budget.
+
+        The oldest prompt gets at least half of it, so that it always advances;
+        the rest goes to the prompts with the least left, so that a long one
+        never holds up the short ones behind it.
+        """
+        prompts = [s for s in self.running if s.num_to_compute > 1]
+        if not prompts:
+            return []
+        budget = self.prefill_chunk_size
+        oldest, others = prompts[0], sorted(prompts[1:], key=lambda s: s.num_to_compute)
+        shares = {oldest: min(oldest.num_to_compute, -(-budget // 2) if others else budget)}
+        budget -= shares[oldest]
+        for sequence in others:
+            shares[sequence] = min(sequence.num_to_compute, budget)
+            budget -= shares[sequence]
+        shares[oldest] += min(oldest.num_to_compute - shares[oldest], budget)
+        rows = []
+        for sequence, count in shares.items():
+            if count and self._make_room(sequence, sequence.num_computed + count):
+                rows.append(self._row(sequence, count))
+        return rows
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Reserve room, preempting the latest arrivals if it must; False if it went itself."""
+        if sequence.seat is None:
+            return False
+        while not self.cache.can_reserve(sequence.seat, num_tokens) and len(self.running) > 1:
+            last = max(self.running, key=lambda s: s.arrival)
+            self.preempt(last)
+            if last is sequence:
+                return False
+        self.cache.reserve(sequence.seat, num_tokens)
+        return True

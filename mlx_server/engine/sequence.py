@@ -1,0 +1,111 @@
+"""Sequence: one row of the batch, from its prompt to its last token."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlx_server.cache.base import Seat
+from mlx_server.core import EngineRequest, FinishReason
+
+
+class TokenBuffer:
+    """Token ids that grow at the end, as an int32 array without copies per token."""
+
+    __slots__ = ("_ids", "_size")
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self._ids = np.array(ids, dtype=np.int32)
+        self._size = len(self._ids)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, token_id: int) -> None:
+        if self._size == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(max(64, self._size), np.int32)])
+        self._ids[self._size] = token_id
+        self._size += 1
+
+    @property
+    def view(self) -> np.ndarray:
+        """int32 [len]; valid until the next append."""
+        return self._ids[: self._size]
+
+
+class Status(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sequence of a request. Lives on the engine thread.
+
+    Steps are pipelined: while the host reads the token of one step, the next
+    step, which already uses that token on the device, is on its way.
+
+        tokens      p0 p1 p2 g0 g1          known to the host
+        num_pending             g2          sampled, still on the device
+        seat.length ^^^^^^^^^^^^^^          stored, or being stored, in the KV cache
+
+    Attributes:
+        tokens: Prompt and generated tokens known to the host.
+        num_pending: Sampled tokens that the host has not read yet.
+        seat: Its place in the KV cache while it runs.
+        suspect: It was in a step that failed, and runs alone until it has
+            shown that it was not the cause.
+        num_prompt_logprobs: Prompt positions already reported.
+        arrival: Order of admission; the last to come is preempted first.
+    """
+
+    request: EngineRequest
+    index: int
+    arrival: int
+    tokens: TokenBuffer = field(init=False)
+    status: Status = Status.WAITING
+    seat: Seat | None = None
+    num_pending: int = 0
+    suspect: bool = False
+    num_prompt_logprobs: int = 0
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = TokenBuffer(self.request.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist, on the host or only on the device."""
+        return len(self.tokens) + self.num_pending
+
+    @property
+    def num_computed(self) -> int:
+        return self.seat.length if self.seat is not None else 0
+
+    @property
+    def num_to_compute(self) -> int:
+        return self.num_tokens - self.num_computed
+
+    @property
+    def num_left(self) -> int:
+        """Tokens it may still generate, those on the device not counted in."""
+        limit = self.request.params.max_tokens
+        assert limit is not None
+        return self.num_prompt_tokens + limit - self.num_tokens
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether a further step is of use, as far as the host knows."""
+        if self.num_left > 0:
+            return True
+        # Only the prompt is to be evaluated (max_tokens 0, with its log-probabilities).
+        return self.num_computed < self.num_prompt_tokens

@@ -1,0 +1,194 @@
+"""The one thread that touches MLX: commands come in by an inbox, outputs leave by outboxes."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_server.core import EngineRequest, StepOutput
+from mlx_server.engine import device
+from mlx_server.engine.engine import Engine
+from mlx_server.errors import ServerError, Unavailable
+
+log = logging.getLogger(__name__)
+
+Outbox = queue.SimpleQueue[StepOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    engine: str
+    request: EngineRequest
+    outbox: Outbox
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Drop a request, or its sequence `index`."""
+
+    request_id: str
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Run a function on the engine thread, between two steps."""
+
+    function: Callable[[dict[str, Engine]], Any]
+    future: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pass
+
+
+Command = Add | Abort | Control | Stop
+
+
+class Worker:
+    """Steps every loaded engine; MLX arrays are made on its thread only.
+
+    Args:
+        max_waiting: Requests that may wait for a place, over all engines.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._engines: dict[str, Engine] = {}
+        self._outboxes: dict[str, tuple[str, Outbox]] = {}
+        self._num_waiting = 0
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # ------------------------------------------------------------ from any thread
+
+    def submit(self, engine: str, request: EngineRequest, outbox: Outbox) -> None:
+        """Queue a request; its outputs arrive in the outbox.
+
+        Raises:
+            Unavailable: The queue is full, or the server is stopping.
+        """
+        if self._stopped:
+            raise Unavailable("The server is stopping.", retry_after=5)
+        waiting = self._num_waiting + self._inbox.qsize()
+        if waiting >= self.max_waiting:
+            raise Unavailable(
+                f"{waiting} requests are waiting already; try again soon.", retry_after=1
+            )
+        self._inbox.put(Add(engine, request, outbox))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self._inbox.put(Abort(request_id, index))
+
+    def call(self, function: Callable[[dict[str, Engine]], Any]) -> Any:
+        """Run `function(engines)` on the engine thread and wait for its result."""
+        future: Future[Any] = Future()
+        self._inbox.put(Control(function, future))
+        return future.result()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End every request with an error and the thread with it."""
+        self._inbox.put(Stop())
+        self._thread.join(timeout)
+
+    # ------------------------------------------------------------ on the engine thread
+
+    def _run(self) -> None:
+        device.prepare()
+        while not self._stopped:
+            self._obey(self._commands())
+            for name, engine in list(self._engines.items()):
+                if engine.busy:
+                    self._step(name, engine)
+            self._num_waiting = sum(e.num_waiting for e in self._engines.values())
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Leave nobody waiting for an answer that will not come."""
+        stopping = Unavailable("The server is stopping.", retry_after=5)
+        outboxes = [outbox for _, outbox in self._outboxes.values()]
+        while not self._inbox.empty():
+            command = self._inbox.get()
+            if isinstance(command, Add):
+                outboxes.append(command.outbox)
+            elif isinstance(command, Control):
+                command.future.set_exception(stopping)
+        for outbox in outboxes:
+            outbox.put(StepOutput(error=stopping))
+
+    def _commands(self) -> Iterable[Command]:
+        """All commands that have come; waits for one while there is nothing to step."""
+        if not any(engine.busy for engine in self._engines.values()):
+            yield self._inbox.get()
+        while True:
+            try:
+                yield self._inbox.get_nowait()
+            except queue.Empty:
+                return
+
+    def _obey(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            match command:
+                case Add(name, request, outbox):
+                    self._add(name, request, outbox)
+                case Abort(request_id, index):
+                    self._abort(request_id, index)
+                case Control(function, future):
+                    try:
+                        future.set_result(function(self._engines))
+                    except BaseException as error:
+                        future.set_exception(error)
+                case Stop():
+                    self._stopped = True
+
+    def _add(self, name: str, request: EngineRequest, outbox: Outbox) -> None:
+        try:
+            if name not in self._engines:
+                raise Unavailable("The model was unloaded; try again.", retry_after=1)
+            self._engines[name].add(request)
+            self._outboxes[request.id] = (name, outbox)
+            self._num_waiting += request.n
+        except ServerError as error:
+            outbox.put(StepOutput(error=error))
+        except Exception as error:
+            log.exception("request %s could not be queued", request.id)
+            outbox.put(StepOutput(error=ServerError(f"The request could not be queued: {error}")))
+
+    def _abort(self, request_id: str, index: int | None) -> None:
+        entry = self._outboxes.get(request_id)
+        if entry is None:
+            return
+        engine = self._engines.get(entry[0])
+        if engine is not None:
+            engine.abort(request_id, index)
+        if engine is None or not engine.holds(request_id):
+            del self._outboxes[request_id]
+
+    def _step(self, name: str, engine: Engine) -> None:
+        try:
+            outputs = engine.step()
+        except Exception as error:
+            # The engine recovers from failures of the model itself; this is a fault of ours.
+            log.exception("a step of %s failed", name)
+            outputs = {
+                request_id: StepOutput(error=ServerError(f"The server failed: {error}"))
+                for request_id in engine.drop_all()
+            }
+        for request_id, output in outputs.items():
+            entry = self._outboxes.get(request_id)
+            if entry is None:
+                continue
+            # One hand-over per request and step, whatever it holds.
+            entry[1].put(output)
+            if not engine.holds(request_id):
+                del self._outboxes[request_id]

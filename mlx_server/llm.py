@@ -1,0 +1,247 @@
+"""LLM: one loaded model, text in and deltas out.
+
+    request ── template, encode ──> EngineRequest ──> worker
+    worker ── token outputs ──> detokenizer ──> stop strings ──> Delta
+
+Everything here runs on the thread of whoever asks; the engine sees tokens only.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlx_server.core import (
+    AdapterScale,
+    Delta,
+    Done,
+    EngineRequest,
+    Finished,
+    GenerationRequest,
+    Heartbeat,
+    Prompt,
+    SamplingParams,
+    Started,
+    StepOutput,
+    TextPrompt,
+    TokenOutput,
+    TokenPrompt,
+    Usage,
+)
+from mlx_server.engine.worker import Outbox, Worker
+from mlx_server.errors import ContextLengthExceeded, DeadlineExceeded, RequestError, ServerError
+from mlx_server.text.output import Choice
+from mlx_server.text.tokenizer import Tokenizer
+
+HEARTBEAT = 15.0
+"""Seconds of silence after which a waiting client is told that it is not forgotten."""
+
+
+@dataclass(frozen=True)
+class LLM:
+    """
+    Args:
+        name: The id it is listed under; also the engine's key in the worker.
+        vocab_size: Width of the model's logits; token ids are below it.
+        context_length: Tokens that fit, prompt and reply together.
+        defaults: Sampling settings of the command line and the model's
+            generation_config.json, for fields a request leaves out.
+    """
+
+    name: str
+    worker: Worker
+    tokenizer: Tokenizer
+    vocab_size: int
+    context_length: int
+    defaults: Mapping[str, Any]
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        adapters: tuple[AdapterScale, ...] = (),
+        on_close: Callable[[], None] = lambda: None,
+    ) -> Generation:
+        """Check and queue a request.
+
+        Args:
+            adapters: Sorted (adapter, scale) pairs for all of its sequences.
+            on_close: Called once when the request has ended, however it did.
+
+        Raises:
+            RequestError: It is invalid or does not fit.
+            Unavailable: The queue is full.
+        """
+        params = self._params(request)
+        prompts = [self._encode(prompt) for prompt in request.prompts]
+        requests = [
+            EngineRequest(
+                id=f"{request.id}/{i}",
+                token_ids=tuple(ids),
+                params=self._fit(params, ids, prompt),
+                n=request.n,
+                adapters=adapters,
+                eos_token_ids=self.tokenizer.eos_token_ids,
+            )
+            for i, (ids, prompt) in enumerate(zip(prompts, request.prompts, strict=True))
+        ]
+        return Generation(self, request, requests, on_close)
+
+    def _params(self, request: GenerationRequest) -> SamplingParams:
+        options = {**request.defaults, **self.defaults, **request.options}
+        if options.get("seed") is None:
+            options["seed"] = secrets.randbits(63)
+        params = SamplingParams(**options)
+        for token_id, _ in params.logit_bias:
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"Token id {token_id} in logit_bias is not in the vocabulary "
+                    f"(0 to {self.vocab_size - 1}).",
+                    param="logit_bias",
+                )
+        return params
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = self.tokenizer.encode_prompt(prompt)
+        if isinstance(prompt, TokenPrompt):
+            wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+            if wrong is not None:
+                raise RequestError(
+                    f"Token id {wrong} in prompt is not in the vocabulary "
+                    f"(0 to {self.vocab_size - 1}).",
+                    param="prompt",
+                )
+        if not ids:
+            raise RequestError(
+                "The prompt is empty, and this model has no token to begin with.",
+                param="prompt",
+            )
+        return ids
+
+    def _fit(self, params: SamplingParams, ids: Sequence[int], prompt: Prompt) -> SamplingParams:
+        """A larger max_tokens is cut where the context is full, and ends in "length"."""
+        room = self.context_length - len(ids)
+        if room < (0 if params.max_tokens == 0 else 1):
+            completion = isinstance(prompt, TextPrompt | TokenPrompt)
+            raise ContextLengthExceeded(
+                len(ids), self.context_length, param="prompt" if completion else "messages"
+            )
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        return replace(params, max_tokens=limit)
+
+
+class Generation:
+    """A running request: iterate for its deltas; `cancel()` from any thread.
+
+    Iterating raises the request's own ServerError where one ends it.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        request: GenerationRequest,
+        requests: list[EngineRequest],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._llm = llm
+        self._requests = requests
+        self._on_close = on_close
+        self._closed = False
+        self._outbox: Outbox = queue.SimpleQueue()
+        timeout = request.timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._choices = {
+            (r.id, i): Choice(p * request.n + i, r, llm.tokenizer, _echo_of(request, p, llm, r))
+            for p, r in enumerate(requests)
+            for i in range(request.n)
+        }
+        try:
+            for engine_request in requests:
+                llm.worker.submit(llm.name, engine_request, self._outbox)
+        except ServerError:
+            self._close()
+            raise
+
+    def cancel(self) -> None:
+        """Stop generating and end the iteration; harmless when it has ended already."""
+        if not self._closed:
+            self._close()
+            self._outbox.put(StepOutput(error=ServerError("The request was cancelled.")))
+
+    def _close(self) -> None:
+        self._closed = True
+        for request in self._requests:
+            self._llm.worker.abort(request.id)
+        on_close, self._on_close = self._on_close, lambda: None
+        on_close()
+
+    def __iter__(self) -> Iterator[Delta]:
+        prompts = sum(len(request.token_ids) for request in self._requests)
+        try:
+            yield Started(Usage(prompt_tokens=prompts))
+            left = len(self._choices)
+            while left:
+                step = self._next()
+                if step is None:
+                    yield Heartbeat()
+                    continue
+                if step.error is not None:
+                    raise step.error
+                for output in step.outputs:
+                    for delta in self._feed(output):
+                        left -= isinstance(delta, Finished)
+                        yield delta
+            yield Done(self._usage())
+        finally:
+            if not self._closed:
+                self._close()
+
+    def _next(self) -> StepOutput | None:
+        """What comes next; None after a silence. Raises DeadlineExceeded."""
+        wait = HEARTBEAT
+        if self._deadline is not None:
+            wait = min(wait, self._deadline - time.monotonic())
+        if wait > 0:
+            try:
+                return self._outbox.get(timeout=wait)
+            except queue.Empty:
+                pass
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise DeadlineExceeded("The request ran out of the time it was given.")
+        return None
+
+    def _feed(self, output: TokenOutput) -> Iterator[Delta]:
+        choice = self._choices[output.request_id, output.index]
+        if choice.finished:
+            return
+        yield from choice.feed(output)
+        if choice.finished and output.finish_reason is None:
+            # A stop string matched; the engine does not know yet.
+            self._llm.worker.abort(output.request_id, output.index)
+
+    def _usage(self) -> Usage:
+        """Each prompt counts once, however many replies it got."""
+        total = Usage()
+        for request in self._requests:
+            choices = [c for (key, _), c in self._choices.items() if key == request.id]
+            total += replace(
+                choices[0].usage,
+                completion_tokens=sum(c.usage.completion_tokens for c in choices),
+                reasoning_tokens=sum(c.usage.reasoning_tokens for c in choices),
+            )
+        return total
+
+
+def _echo_of(
+    request: GenerationRequest, place: int, llm: LLM, engine_request: EngineRequest
+) -> str | None:
+    """The prompt's text, where the client wants it back."""
+    if not request.echo:
+        return None
+    prompt = request.prompts[place]
+    if isinstance(prompt, TextPrompt):
+        return prompt.text
+    return llm.tokenizer.decode(engine_request.token_ids)

@@ -1,0 +1,229 @@
+"""Llama and Mistral, written for packed batches.
+
+All tokens of a step, decode rows and prompt chunks alike, go through the linear
+layers as one [N, hidden] array; attention runs per group of rows (`StepPlan`).
+Parameter names are those of the Hugging Face checkpoints, so weights load as
+they are. Architecture: arXiv:2302.13971 (Llama), arXiv:2310.06825 (Mistral).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_server.cache.kv import KVCache
+from mlx_server.cache.plan import StepPlan
+from mlx_server.models.base import Row, ServedModel
+from mlx_server.models.rope import Scaling, make_rope
+
+if TYPE_CHECKING:
+    from mlx_server.models.lora import AdapterBank
+
+
+@dataclass
+class ModelArgs:
+    """The fields of config.json that shape the model.
+
+    Layers whose entry in `layer_types` is "sliding_attention" see the last
+    `sliding_window` tokens; without `layer_types` every layer sees all, as in
+    mlx-lm, whatever `sliding_window` says.
+    """
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    vocab_size: int
+    head_dim: int | None = None
+    max_position_embeddings: int | None = None
+    num_key_value_heads: int | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_theta: float = 10000
+    rope_traditional: bool = False
+    rope_scaling: Scaling | None = None
+    tie_word_embeddings: bool = True
+    layer_types: Sequence[str] | None = None
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.layer_types = self.layer_types or ["full_attention"] * self.num_hidden_layers
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
+        known = inspect.signature(cls).parameters
+        return cls(**{name: value for name, value in config.items() if name in known})
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+
+
+class Attention(nn.Module):
+    def __init__(self, args: ModelArgs, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.window = args.window(layer)
+        self.head_dim = args.head_dim
+        self.scale = args.head_dim**-0.5
+        queries = args.num_attention_heads * args.head_dim
+        keys = args.num_key_value_heads * args.head_dim
+        bias = args.attention_bias
+        self.q_proj = nn.Linear(args.hidden_size, queries, bias=bias)
+        self.k_proj = nn.Linear(args.hidden_size, keys, bias=bias)
+        self.v_proj = nn.Linear(args.hidden_size, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, args.hidden_size, bias=bias)
+        self.rope = make_rope(
+            args.head_dim,
+            args.rope_theta,
+            args.rope_traditional,
+            args.rope_scaling,
+            args.max_position_embeddings,
+        )
+
+    def __call__(self, x: mx.array, plan: StepPlan) -> mx.array:
+        # Head counts come from the (possibly sharded) weights.
+        shape = (x.shape[0], -1, 1, self.head_dim)
+        queries = self.rope(self.q_proj(x).reshape(shape), plan.positions)
+        keys = self.rope(self.k_proj(x).reshape(shape), plan.positions)
+        values = self.v_proj(x).reshape(shape)
+        out = plan.attend(self.layer, queries, keys, values, self.scale, self.window)
+        return self.o_proj(out)
+
+
+class MLP(nn.Module):
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        width, hidden, bias = args.hidden_size, args.intermediate_size, args.mlp_bias
+        self.gate_proj = nn.Linear(width, hidden, bias=bias)
+        self.up_proj = nn.Linear(width, hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, width, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, args: ModelArgs, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(args, layer)
+        self.mlp = MLP(args)
+        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, plan: StepPlan) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), plan)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.layers = [Layer(args, i) for i in range(args.num_hidden_layers)]
+        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+    def __call__(self, tokens: mx.array, plan: StepPlan) -> mx.array:
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, plan)
+        return x
+
+
+class Model(nn.Module):
+    """The weights. `LlamaModel` serves them."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.args = args
+        self.model = Decoder(args)
+        if not args.tie_word_embeddings:
+            self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+
+    def __call__(self, tokens: mx.array, plan: StepPlan) -> mx.array:
+        """tokens: int32 [N], packed → hidden states [N, hidden], before the final norm."""
+        return self.model(tokens, plan)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        hidden = self.model.norm(hidden)
+        if self.args.tie_word_embeddings:
+            return self.model.embed_tokens.as_linear(hidden)
+        return self.lm_head(hidden)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return self.model.layers
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Drop what old checkpoints carry and the model computes itself."""
+        tied = self.args.tie_word_embeddings
+        return {
+            name: value
+            for name, value in weights.items()
+            if "rotary_emb.inv_freq" not in name and not (tied and name.startswith("lm_head."))
+        }
+
+
+class LlamaModel(ServedModel):
+    """A Llama behind the engine's contract.
+
+    Args:
+        module: With its weights loaded.
+        context_length: Tokens that fit.
+        bank: Its adapters; None serves the bare weights.
+    """
+
+    def __init__(self, module: Model, context_length: int, bank: AdapterBank | None = None) -> None:
+        args = module.args
+        self.module = module
+        self.bank = bank
+        self.vocab_size = args.vocab_size
+        self.context_length = context_length
+        self.windows = sorted(
+            {args.window(i) for i in range(args.num_hidden_layers)}, key=lambda w: w or 0
+        )
+        first = module.layers[0]
+        embedded = module.model.embed_tokens(mx.zeros((1,), mx.int32))
+        # Never evaluated: only the dtype that keys have is of interest.
+        key = first.self_attn.k_proj(first.input_layernorm(embedded))
+        self.cache = KVCache(
+            args.num_hidden_layers, args.num_key_value_heads, args.head_dim, key.dtype
+        )
+        self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
+
+    def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:
+        seats = [row.seat for row in rows]
+        counts = [row.num_tokens for row in rows]
+        plan = StepPlan(seats, counts, self.windows)
+        if self.bank is not None:
+            self.bank.select([(row.num_tokens, row.adapters) for row in rows])
+        hidden = self.module(tokens, plan)
+        for row in rows:
+            row.seat.length += row.num_tokens
+        wanted = _logit_positions(counts, [row.num_logits for row in rows])
+        if not len(wanted):
+            return mx.zeros((0, self.vocab_size), hidden.dtype), [hidden[-1:, :1]]
+        if len(wanted) < len(tokens):
+            hidden = hidden[mx.array(wanted)]
+        return self.module.logits(hidden), []
+
+
+def _logit_positions(counts: Sequence[int], num_logits: Sequence[int]) -> np.ndarray:
+    """Packed positions of the last `num_logits` tokens of each row."""
+    ends = np.cumsum(counts)
+    spans = [
+        np.arange(end - wanted, end, dtype=np.int32)
+        for end, wanted in zip(ends, num_logits, strict=True)
+        if wanted
+    ]
+    return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int32)

@@ -1,0 +1,199 @@
+"""Rotary position embeddings (arXiv:2104.09864) with every scaling that Llama checkpoints use.
+
+Each scaling comes down to per-dimension periods and a factor on the input, so
+one module serves them all. Positions are given per token: a packed batch holds
+tokens of many sequences.
+
+Sources: linear (Meta, arXiv:2306.15595), dynamic NTK (transformers), llama3
+(Meta's Llama 3.1), yarn (arXiv:2309.00071), longrope (arXiv:2402.13753),
+proportional and mrope as in mlx-lm. Formulas agree with mlx_lm.models.rope_utils.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+Scaling = Mapping[str, Any]
+
+
+class Rope(nn.Module):
+    """Rotates the first `dims` features of each head.
+
+    Args:
+        dims: Features to rotate.
+        traditional: Rotate neighbouring pairs instead of halves.
+        base: Base of the periods; unused where `periods` is given.
+        periods: float32 [dims / 2], positions per radian.
+        position_scale: Factor on positions.
+        magnitude: Factor on the rotated features.
+        dynamic: (factor, trained length) of dynamic NTK scaling.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        *,
+        traditional: bool = False,
+        base: float = 10000.0,
+        periods: mx.array | None = None,
+        position_scale: float = 1.0,
+        magnitude: float = 1.0,
+        dynamic: tuple[float, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.dims = dims
+        self.traditional = traditional
+        self.base = base
+        self._periods = periods
+        self.position_scale = position_scale
+        self.magnitude = magnitude
+        self.dynamic = dynamic
+
+    def __call__(self, x: mx.array, positions: mx.array) -> mx.array:
+        """x: [N, heads, 1, dim], positions: int32 [N] → like x."""
+        if self.dynamic is not None:
+            return self._rotate_dynamic(x, positions)
+        if self.magnitude != 1.0:
+            x = x.at[..., : self.dims].multiply(self.magnitude)
+        return mx.fast.rope(
+            x,
+            self.dims,
+            traditional=self.traditional,
+            base=None if self._periods is not None else self.base,
+            scale=self.position_scale,
+            offset=positions,
+            freqs=self._periods,
+        )
+
+    def _rotate_dynamic(self, x: mx.array, positions: mx.array) -> mx.array:
+        # The base grows with the sequence once it is longer than in training, so
+        # every token has periods of its own and mx.fast.rope cannot be used.
+        factor, trained = self.dynamic
+        length = mx.maximum(positions.astype(mx.float32) + 1, trained)
+        growth = factor * length / trained - (factor - 1)
+        base = self.base * growth ** (self.dims / (self.dims - 2))
+        exponents = mx.arange(0, self.dims, 2, dtype=mx.float32) / self.dims
+        angles = positions.astype(mx.float32)[:, None] / base[:, None] ** exponents
+        cos, sin = (f(angles)[:, None, None, :] for f in (mx.cos, mx.sin))
+        rotated = x[..., : self.dims].astype(mx.float32)
+        if self.traditional:
+            a, b = rotated[..., 0::2], rotated[..., 1::2]
+            pairs = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+            rotated = pairs.reshape(rotated.shape)
+        else:
+            a, b = mx.split(rotated, 2, axis=-1)
+            rotated = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+        return mx.concatenate([rotated.astype(x.dtype), x[..., self.dims :]], axis=-1)
+
+
+def make_rope(
+    dims: int,
+    base: float,
+    traditional: bool,
+    scaling: Scaling | None,
+    max_position_embeddings: int | None,
+) -> Rope:
+    """The Rope that a config describes.
+
+    Raises:
+        ValueError: An unknown kind of scaling, or one whose settings are missing.
+    """
+    scaling = scaling or {}
+    kind = scaling.get("type") or scaling.get("rope_type", "default")
+    if kind not in SCALINGS:
+        raise ValueError(f"rope scaling {kind!r} is not known (known: {', '.join(SCALINGS)})")
+    try:
+        options = SCALINGS[kind](dims, base, scaling, max_position_embeddings)
+    except KeyError as error:
+        raise ValueError(f"rope scaling {kind!r} needs {error} in rope_scaling") from None
+    return Rope(dims, traditional=traditional, base=base, **options)
+
+
+def _plain_periods(dims: int, base: float) -> mx.array:
+    return base ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)
+
+
+def _default(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    return {}
+
+
+def _linear(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    return {"position_scale": 1 / scaling["factor"]}
+
+
+def _dynamic(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    return {"dynamic": (scaling["factor"], trained or 2048)}
+
+
+def _llama3(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    factor = scaling["factor"]
+    low, high = scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)
+    original = scaling.get("original_max_position_embeddings", 8192)
+    periods = _plain_periods(dims, base)
+    wavelengths = 2 * mx.pi * periods
+    blend = (original / wavelengths - low) / (high - low)
+    blended = periods / ((1 - blend) / factor + blend)
+    long = wavelengths > original / low
+    medium = (wavelengths > original / high) & (wavelengths < original / low)
+    return {"periods": mx.where(medium, blended, mx.where(long, periods * factor, periods))}
+
+
+def _yarn(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    factor = scaling["factor"]
+    original = scaling.get("original_max_position_embeddings", 4096)
+
+    def dimension(rotations: float) -> float:
+        return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    def magnitude(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    low = max(math.floor(dimension(scaling.get("beta_fast", 32))), 0)
+    high = min(math.ceil(dimension(scaling.get("beta_slow", 1))), dims - 1)
+    span = (high - low) or 0.001
+    ramp = mx.clip((mx.arange(dims // 2, dtype=mx.float32) - low) / span, 0, 1)
+    plain = _plain_periods(dims, base)
+    stretched = factor * plain
+    return {
+        "periods": stretched * plain / (stretched * (1 - ramp) + plain * ramp),
+        "magnitude": magnitude(scaling.get("mscale", 1))
+        / magnitude(scaling.get("mscale_all_dim", 0)),
+    }
+
+
+def _longrope(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    original = scaling["original_max_position_embeddings"]
+    factor = (trained or original) / original
+    long_factor = mx.array(scaling["long_factor"], dtype=mx.float32)
+    return {
+        "periods": long_factor * _plain_periods(dims, base),
+        "magnitude": 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original)),
+    }
+
+
+def _proportional(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    rotated = int(dims * scaling.get("partial_rotary_factor", 1.0))
+    exponents = mx.arange(0, rotated, 2, dtype=mx.float32) / dims
+    turning = scaling.get("factor", 1.0) * base**exponents
+    still = mx.full(((dims - rotated) // 2,), mx.inf)
+    return {"periods": mx.concatenate([turning, still])}
+
+
+SCALINGS = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "deepseek_yarn": _yarn,
+    "telechat3-yarn": _yarn,
+    "longrope": _longrope,
+    "proportional": _proportional,
+    "mrope": _default,
+}
+"""One line per scaling: (dims, base, rope_scaling, max_position_embeddings) → Rope's options."""

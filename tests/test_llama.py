@@ -1,0 +1,188 @@
+"""Our Llama gives mlx_lm's logits for the same weights, however its tokens are packed."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import llama as reference
+
+from mlx_server.models.base import Row
+from mlx_server.models.llama import LlamaModel, Model, ModelArgs
+
+BASE = dict(
+    model_type="llama",
+    hidden_size=64,
+    num_hidden_layers=3,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-5,
+    vocab_size=101,
+    max_position_embeddings=512,
+)
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "type": "longrope",
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + 0.3 * i for i in range(8)],
+}
+SLIDING = ["full_attention", "sliding_attention", "sliding_attention"]
+CONFIGS = {
+    "plain": {},
+    "untied": dict(tie_word_embeddings=False),
+    "biases": dict(attention_bias=True, mlp_bias=True),
+    "multi_head": dict(num_key_value_heads=None),
+    "wide_heads": dict(head_dim=32),
+    "mistral": dict(model_type="mistral", sliding_window=None, tie_word_embeddings=False),
+    "traditional": dict(rope_traditional=True, rope_theta=500000.0),
+    "linear": dict(rope_scaling={"type": "linear", "factor": 2.5}),
+    "llama3": dict(rope_scaling=LLAMA3),
+    "yarn": dict(rope_scaling=YARN),
+    "yarn_mscale": dict(rope_scaling=YARN | {"mscale": 0.7, "mscale_all_dim": 0.3}),
+    "longrope": dict(rope_scaling=LONGROPE),
+    "proportional": dict(rope_scaling={"type": "proportional", "partial_rotary_factor": 0.5}),
+    "sliding": dict(layer_types=SLIDING, sliding_window=7),
+    "sliding_wide": dict(layer_types=SLIDING, sliding_window=300),
+}
+LENGTHS = [5, 23, 40, 1]
+
+
+def make_pair(config: dict, bits: int | None = None, seed: int = 0):
+    """The same random weights in mlx_lm's Llama and in ours."""
+    mx.random.seed(seed)
+    theirs = reference.Model(reference.ModelArgs.from_dict(config))
+    ours = Model(ModelArgs.from_dict(config))
+    theirs.update(
+        tree_map(lambda p: mx.random.normal(p.shape) * 0.15 + (p.ndim == 1), theirs.parameters())
+    )
+    if bits:
+        nn.quantize(theirs, group_size=32, bits=bits)
+        nn.quantize(ours, group_size=32, bits=bits)
+    ours.load_weights(tree_flatten(theirs.parameters()), strict=True)
+    return theirs, LlamaModel(ours, config["max_position_embeddings"])
+
+
+def prompts(lengths: list[int], seed: int = 1) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, BASE["vocab_size"], n).tolist() for n in lengths]
+
+
+def expected_logits(theirs, tokens: list[int]) -> np.ndarray:
+    return np.array(theirs(mx.array([tokens]))[0])
+
+
+class Driver:
+    """Feeds rows to a model as the engine does, and keeps every position's logits."""
+
+    def __init__(self, model: LlamaModel, tokens: list[list[int]], room: int = 0) -> None:
+        self.model = model
+        self.tokens = tokens
+        self.seats = [model.cache.open(room or 1) for _ in tokens]
+        self.logits: list[list[np.ndarray]] = [[] for _ in tokens]
+
+    def step(self, counts: list[int]) -> None:
+        """Compute the next `counts[i]` tokens of row i."""
+        rows = [i for i, n in enumerate(counts) if n]
+        for i in rows:
+            self.model.cache.reserve(self.seats[i], self.seats[i].length + counts[i])
+        rows.sort(key=lambda i: (counts[i] > 1, self.seats[i].order))
+        flat = []
+        for i in rows:
+            start = self.seats[i].length
+            flat += self.tokens[i][start : start + counts[i]]
+        packed = [Row(self.seats[i], counts[i], counts[i]) for i in rows]
+        logits, pending = self.model.forward(mx.array(flat), packed)
+        mx.eval(logits, pending)
+        values, at = np.array(logits), 0
+        for i in rows:
+            self.logits[i].extend(values[at : at + counts[i]])
+            at += counts[i]
+
+    def check(self, theirs, tolerance: float = 1e-4) -> None:
+        for tokens, rows in zip(self.tokens, self.logits, strict=True):
+            assert len(rows) == len(tokens)
+            np.testing.assert_allclose(rows, expected_logits(theirs, tokens), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whole_prompts_equal_mlx_lm(name: str) -> None:
+    theirs, ours = make_pair(BASE | CONFIGS[name])
+    driver = Driver(ours, prompts(LENGTHS))
+    driver.step(LENGTHS)
+    driver.check(theirs)
+
+
+@pytest.mark.parametrize("name", ["plain", "llama3", "yarn", "sliding", "sliding_wide"])
+def test_chunks_and_decode_rows_in_one_pass_equal_whole_prompts(name: str) -> None:
+    theirs, ours = make_pair(BASE | CONFIGS[name])
+    driver = Driver(ours, prompts([30, 45, 12, 33]))
+    rng = np.random.default_rng(0)
+    left = np.array([30, 45, 12, 33])
+    while left.any():
+        counts = np.minimum(left, rng.choice([0, 1, 1, 1, 4, 9], 4))
+        if counts.any():
+            driver.step(counts.tolist())
+            left -= counts
+    driver.check(theirs)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_equal_mlx_lm(bits: int) -> None:
+    theirs, ours = make_pair(BASE | CONFIGS["llama3"], bits=bits)
+    driver = Driver(ours, prompts([12, 7, 1]))
+    driver.step([6, 7, 1])
+    driver.step([6, 0, 0])
+    driver.check(theirs)
+
+
+def test_dynamic_scaling_equals_mlx_lm_token_by_token() -> None:
+    # Past the trained length the base depends on the length so far, so mlx_lm's
+    # result depends on the chunks; a token at a time both agree.
+    config = BASE | dict(
+        rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=16
+    )
+    theirs, ours = make_pair(config)
+    (tokens,) = prompts([40])
+    cache = theirs.make_cache()
+    expected = [np.array(theirs(mx.array([[t]]), cache=cache)[0, 0]) for t in tokens]
+    driver = Driver(ours, [tokens])
+    for _ in tokens:
+        driver.step([1])
+    np.testing.assert_allclose(driver.logits[0], expected, atol=1e-4)
+
+
+def test_a_row_that_outgrows_its_slot_moves_and_disturbs_nobody() -> None:
+    theirs, ours = make_pair(BASE)
+    driver = Driver(ours, prompts([300, 280, 20]))
+    driver.step([250, 250, 10])
+    seats = [(seat.slab, seat.slot) for seat in driver.seats]
+    driver.step([50, 1, 1])
+    assert (driver.seats[0].slab, driver.seats[0].slot) != seats[0]
+    assert [(s.slab, s.slot) for s in driver.seats[1:]] == seats[1:]
+    driver.step([0, 29, 9])
+    driver.check(theirs)
+
+
+def test_free_slots_between_rows_do_no_harm() -> None:
+    theirs, ours = make_pair(BASE)
+    driver = Driver(ours, prompts([9, 9, 9, 9, 9, 9]))
+    driver.step([4] * 6)
+    for gone in (1, 2, 4):
+        ours.cache.close(driver.seats[gone])
+    for _ in range(5):
+        driver.step([1, 0, 0, 1, 0, 1])
+    for row in (0, 3, 5):
+        np.testing.assert_allclose(
+            driver.logits[row], expected_logits(theirs, driver.tokens[row]), atol=1e-4
+        )
