@@ -7,7 +7,6 @@ port answers before the model is loaded.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import signal
 import sys
@@ -105,19 +104,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _raise_file_limit() -> None:
+    """A shell on macOS allows 256 open files, fewer than the connections we accept."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(config: Config) -> int:
     """Listen, load the model behind the open port, serve until told to stop."""
     from mlx_server.api import DIALECTS
     from mlx_server.engine.worker import Worker
     from mlx_server.pool import ModelPool
-    from mlx_server.server.http import HttpServer
+    from mlx_server.server.http import HttpServer, describe_bind_error
 
+    _raise_file_limit()
     worker = Worker(max_waiting=config.max_queue)
     pool = ModelPool(config, worker)
     try:
         server = HttpServer(config, DIALECTS, pool)
     except OSError as error:
-        print(f"mlx_server: {_cannot_listen(config, error)}", file=sys.stderr)
+        print(f"mlx_server: {describe_bind_error(config, error)}", file=sys.stderr)
         return 1
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -176,12 +186,3 @@ def announce(server: HttpServer, config: Config) -> None:
     log.info("listening on %s", server.url)
     if config.model is None:
         log.info("this is the bundled demo; `mlx_server --model OWNER/NAME` runs a real model")
-
-
-def _cannot_listen(config: Config, error: OSError) -> str:
-    place = f"{config.host}:{config.port}"
-    if error.errno == errno.EADDRINUSE:
-        return f"{place} is in use already; choose another with --port."
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{place} may not be opened; choose a port above 1023 with --port."
-    return f"cannot listen on {place}: {error.strerror or error}"

@@ -63,6 +63,13 @@ def positive(text: str) -> int:
     return value
 
 
+def port_number(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("must be between 0 and 65535")
+    return value
+
+
 def token_limit(text: str) -> int | None:
     """-1 means no limit but the context."""
     value = int(text)
@@ -138,8 +145,8 @@ class Config:
     use_default_chat_template: bool = option(
         False, "use ChatML even where the model has a template", boolean, group="model"
     )
-    chat_template_args: Mapping[str, Any] = option(
-        {}, "JSON object of variables for the chat template", json_object, group="model"
+    chat_template_args: Mapping[str, Any] | None = option(
+        None, "JSON object of variables for the chat template", json_object, group="model"
     )
     trust_remote_code: bool = option(
         False, "run code that comes with the model or its tokenizer", boolean, group="model"
@@ -175,15 +182,16 @@ class Config:
         512, "prompt tokens computed per step beside the running rows", positive, group="engine"
     )
     max_queue: int = option(
-        256, "requests that may wait for a place; further ones get 503", positive, group="engine"
-    )
+        256, "sequences that may wait for a place; further requests get 503", positive,
+        group="engine",
+    )  # fmt: skip
     max_kv_bytes: int | None = option(
         None, "memory for keys and values, as in 8GB; automatic if left out", size, group="engine"
     )
 
     # ---- HTTP
     host: str = option("127.0.0.1", "address to listen on", group="http")
-    port: int = option(8080, "port to listen on; 0 takes any free one", int, group="http")
+    port: int = option(8080, "port to listen on; 0 takes any free one", port_number, group="http")
     api_key: tuple[str, ...] = option(
         (), "key that clients must send as a bearer token (repeatable)", repeat=True, group="http"
     )
@@ -240,7 +248,7 @@ def default_text(f: Field) -> str:
         return "on" if f.default else "off"
     if isinstance(f.default, tuple):
         return ",".join(f.default)
-    return "" if f.default in (None, {}) else str(f.default)
+    return "" if f.default is None else str(f.default)
 
 
 def _read(f: Field, text: str) -> Any:

@@ -277,7 +277,7 @@ class ModelPool:
             trust_remote_code=config.trust_remote_code,
             chat_template=config.chat_template if name == self.default_name else None,
             use_default_chat_template=config.use_default_chat_template,
-            template_args=config.chat_template_args,
+            template_args=config.chat_template_args or {},
             eos_token_ids=info.eos_token_ids,
         )
         llm = LLM(

@@ -27,6 +27,12 @@ def prepare() -> None:
     _check_compiler()
 
 
+def release() -> None:
+    """Called last on the engine thread: a stream that outlives its thread can abort the process."""
+    mx.synchronize()
+    mx.clear_streams()
+
+
 def _check_compiler() -> None:
     """On a CPU the first compiled function would raise where there is no C++ compiler."""
     try:

@@ -55,7 +55,7 @@ class Worker:
     """Steps every loaded engine; MLX arrays are made on its thread only.
 
     Args:
-        max_waiting: Requests that may wait for a place, over all engines.
+        max_waiting: Sequences that may wait for a place, over all engines.
     """
 
     def __init__(self, max_waiting: int) -> None:
@@ -63,7 +63,10 @@ class Worker:
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._engines: dict[str, Engine] = {}
         self._outboxes: dict[str, tuple[str, Outbox]] = {}
+        # Sequences without a place: known to the engines, and on their way to them.
         self._num_waiting = 0
+        self._num_in_inbox = 0
+        self._lock = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -80,11 +83,13 @@ class Worker:
         """
         if self._stopped:
             raise Unavailable("The server is stopping.", retry_after=5)
-        waiting = self._num_waiting + self._inbox.qsize()
-        if waiting >= self.max_waiting:
-            raise Unavailable(
-                f"{waiting} requests are waiting already; try again soon.", retry_after=1
-            )
+        with self._lock:
+            waiting = self._num_waiting + self._num_in_inbox
+            if waiting >= self.max_waiting:
+                raise Unavailable(
+                    f"{waiting} requests are waiting already; try again soon.", retry_after=1
+                )
+            self._num_in_inbox += request.n
         self._inbox.put(Add(engine, request, outbox))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -110,8 +115,11 @@ class Worker:
             for name, engine in list(self._engines.items()):
                 if engine.busy:
                     self._step(name, engine)
-            self._num_waiting = sum(e.num_waiting for e in self._engines.values())
+            with self._lock:
+                self._num_waiting = sum(e.num_waiting for e in self._engines.values())
         self._turn_away()
+        self._engines.clear()
+        device.release()
 
     def _turn_away(self) -> None:
         """Leave nobody waiting for an answer that will not come."""
@@ -152,12 +160,14 @@ class Worker:
                     self._stopped = True
 
     def _add(self, name: str, request: EngineRequest, outbox: Outbox) -> None:
+        with self._lock:
+            self._num_in_inbox -= request.n
+            self._num_waiting += request.n
         try:
             if name not in self._engines:
                 raise Unavailable("The model was unloaded; try again.", retry_after=1)
             self._engines[name].add(request)
             self._outboxes[request.id] = (name, outbox)
-            self._num_waiting += request.n
         except ServerError as error:
             outbox.put(StepOutput(error=error))
         except Exception as error:

@@ -215,6 +215,8 @@ class LlamaModel(ServedModel):
             return mx.zeros((0, self.vocab_size), hidden.dtype), [hidden[-1:, :1]]
         if len(wanted) < len(tokens):
             hidden = hidden[mx.array(wanted)]
+            if self.bank is not None:  # for an adapter on the head, which sees fewer rows
+                self.bank.select([(row.num_logits, row.adapters) for row in rows])
         return self.module.logits(hidden), []
 
 

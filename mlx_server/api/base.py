@@ -1,0 +1,179 @@
+"""The Dialect contract: how a wire format meets the rest of the house.
+
+A dialect is one file in `api/` and one line in `DIALECTS`. It owns its routes,
+reads bodies into `GenerationRequest`s, and gives a `Formatter` that turns the
+deltas into wire events. Nothing below `api/` knows a wire field.
+
+    body ──parse()──> GenerationRequest ──pool.get(model).generate()──> Delta…
+    Delta… ──formatter.delta()/finish()──> SSE events      (stream)
+    Delta… ──formatter.collect()──> one JSON body          (the fold of the same deltas)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mlx_server.core import Delta, GenerationRequest, Heartbeat, ModelCard
+from mlx_server.errors import RequestError, ServerError
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+# ---------------------------------------------------------------- what a dialect is handed
+
+
+class Generation(Protocol):
+    """A running request: iterate for its deltas, `cancel()` from any thread."""
+
+    def __iter__(self) -> Iterator[Delta]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Pool(Protocol):
+    """`pool.ModelPool` as the dialects see it."""
+
+    def generate(self, request: GenerationRequest) -> Generation:
+        """Accept the request, or raise: invalid, too long, no such model, full, loading."""
+        ...
+
+    def cards(self) -> list[ModelCard]: ...
+
+    def card(self, name: str) -> ModelCard:
+        """Raises ModelNotFound."""
+        ...
+
+    def check_ready(self) -> None:
+        """Raises Unavailable while the model is loading, ModelLoadError if that failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A parsed HTTP request.
+
+    Args:
+        method, path: As sent; the path is percent-decoded, without its query.
+        query: The query's parameters, each a list of values.
+        headers: Names in lower case.
+        body: The raw body, already within its bound.
+        params: What the route's placeholders matched.
+        on_disconnect: Registers a function to call once when the client is gone.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, list[str]]
+    headers: Mapping[str, str]
+    body: bytes
+    params: Mapping[str, str] = field(default_factory=dict)
+    on_disconnect: Callable[[Callable[[], None]], None] = lambda callback: None
+
+    def json(self) -> Json:
+        """The body as a JSON object. Raises RequestError that says what is wrong with it."""
+        if not self.body.strip():
+            raise RequestError("The request has no body; send a JSON object.")
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"The body is not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise RequestError("The body must be a JSON object.")
+        return value
+
+
+# ---------------------------------------------------------------- what a dialect gives back
+
+
+@dataclass(frozen=True, slots=True)
+class JsonReply:
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReply:
+    """Server-sent events. Each item is one event's payload (a JSON value or a
+    plain string such as "[DONE]"), or None for a keep-alive comment."""
+
+    events: Iterator[Json | str | None]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Reply = JsonReply | StreamReply
+Endpoint = Callable[[HttpRequest, Pool], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` may hold `{name}` (one segment) or `{name:path}` (the rest of the path)."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+
+
+class Formatter(ABC):
+    """Turns one request's deltas into the dialect's wire form."""
+
+    @abstractmethod
+    def delta(self, delta: Delta) -> Iterable[Json | str]:
+        """The events for one delta; none if the dialect does not show it."""
+
+    @abstractmethod
+    def finish(self) -> Iterable[Json | str]:
+        """The events that end a stream."""
+
+    @abstractmethod
+    def collect(self, deltas: Iterable[Delta]) -> Json:
+        """The whole reply: the fold of the same deltas."""
+
+
+class Dialect(ABC):
+    """One API. Stateless: one instance serves all requests."""
+
+    routes: tuple[Route, ...] = ()
+
+    @abstractmethod
+    def error(self, error: ServerError) -> Json:
+        """The body that tells the client of an error."""
+
+    def respond(
+        self, http: HttpRequest, pool: Pool, request: GenerationRequest, formatter: Formatter
+    ) -> Reply:
+        """Run a generation request: a stream of events, or their fold.
+
+        Errors before the first delta are raised (and get a status line of their
+        own); an error after it becomes an error event and a clean end.
+        """
+        generation = pool.generate(request)
+        http.on_disconnect(generation.cancel)
+        if request.stream:
+            return StreamReply(self._events(generation, formatter))
+        return JsonReply(formatter.collect(generation))
+
+    def _events(
+        self, generation: Generation, formatter: Formatter
+    ) -> Iterator[Json | str | None]:
+        try:
+            for delta in generation:
+                if isinstance(delta, Heartbeat):
+                    yield None
+                else:
+                    yield from formatter.delta(delta)
+            yield from formatter.finish()
+        except ServerError as error:
+            yield self.error(error)
+        except Exception:
+            log.exception("a stream failed")
+            yield self.error(ServerError("The server failed while generating the reply."))
+        finally:
+            generation.cancel()

@@ -1,0 +1,190 @@
+"""POST /v1/completions: the legacy API, text or tokens in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from mlx_server.api.base import HttpRequest, Json, Pool, Reply, Route
+from mlx_server.api.openai import (
+    DEFAULTS,
+    Logprobs,
+    OpenAIDialect,
+    OpenAIFormatter,
+    ReplyFormat,
+    finite,
+    new_id,
+    reply_model,
+)
+from mlx_server.api.schema import (
+    INT32_MAX,
+    MAX_CHOICES,
+    GenerationFields,
+    OptionalFlag,
+    OptionalText,
+    TopLogprobs,
+    integer,
+    optional,
+    path,
+    text,
+    validate,
+    wrong,
+)
+from mlx_server.core import GenerationRequest, Prompt, Text, TextPrompt, TokenLogprob, TokenPrompt
+from mlx_server.errors import RequestError
+
+# ---------------------------------------------------------------- the body
+
+
+class CompletionBody(GenerationFields):
+    prompt: Any
+    echo: OptionalFlag = None
+    suffix: OptionalText = None
+    best_of: Annotated[int | None, optional(integer(1, MAX_CHOICES))] = None
+    logprobs: TopLogprobs = None
+
+    def refuse_unsupported(self) -> None:
+        """Raises RequestError for what the legacy API has and this server has not."""
+        if self.suffix:
+            raise RequestError(
+                "`suffix` is not supported: replies only continue the prompt. Leave it out.",
+                param="suffix",
+            )
+        if self.best_of not in (None, 1, self.n or 1):
+            raise wrong("best_of", "must be 1 or equal to `n`", self.best_of)
+        self.refuse_constraints()
+
+
+def read_prompts(value: Any) -> tuple[Prompt, ...]:
+    """The `prompt` field: a string, token ids, or a list of either kind.
+
+    Raises:
+        RequestError: It is none of them, or a list of both; the element is named.
+    """
+    if isinstance(value, str):
+        return (TextPrompt(_checked(text, value, "prompt")),)
+    if not isinstance(value, list) or not value:
+        raise wrong("prompt", "must be a string or a non-empty list of strings or token ids", value)
+    if isinstance(value[0], str):
+        return tuple(TextPrompt(_checked(text, item, "prompt", i)) for i, item in enumerate(value))
+    if isinstance(value[0], list):
+        return tuple(_token_prompt(item, "prompt", i) for i, item in enumerate(value))
+    return (_token_prompt(value, "prompt"),)
+
+
+def _token_prompt(value: Any, *location: str | int) -> TokenPrompt:
+    if not isinstance(value, list) or not value:
+        raise wrong(path(location), "must be a non-empty list of token ids", value)
+    check = integer(0, INT32_MAX)
+    return TokenPrompt(tuple(_checked(check, item, *location, i) for i, item in enumerate(value)))
+
+
+def _checked(check: Callable[[Any], Any], value: Any, *location: str | int) -> Any:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise wrong(path(location), str(error), value) from None
+
+
+# ---------------------------------------------------------------- the reply
+
+
+class CompletionFormatter(OpenAIFormatter):
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, request: GenerationRequest, model: str) -> None:
+        super().__init__(request, model)
+        self._offsets = [0] * self._num_choices
+
+    def logprobs_renderer(self, form: str | None) -> Callable[[Text], Logprobs] | None:
+        return None if form is None else self._legacy_logprobs
+
+    def opening(self, index: int) -> None:
+        return None
+
+    def piece(self, index: int, text: str) -> Json:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def whole(self, index: int, text: str) -> Json:
+        return {"index": index, "text": text}
+
+    def _legacy_logprobs(self, delta: Text) -> Logprobs:
+        start = self._offsets[delta.index]
+        self._offsets[delta.index] = start + len(delta.text)
+        return {
+            "tokens": [token.token for token in delta.tokens],
+            "token_logprobs": [
+                None if token.logprob is None else finite(token.logprob) for token in delta.tokens
+            ],
+            "top_logprobs": [_alternatives(token) for token in delta.tokens],
+            "text_offset": [start + offset for offset in _offsets_within(delta)],
+        }
+
+
+def _alternatives(token: TokenLogprob) -> dict[str, float] | None:
+    """The best tokens, and the chosen one if it is not among them; null where none was chosen."""
+    if token.logprob is None:
+        return None
+    best: dict[str, float] = {}
+    for top in token.top:
+        best.setdefault(top.token, finite(top.logprob))
+    best.setdefault(token.token, finite(token.logprob))
+    return best
+
+
+def _offsets_within(delta: Text) -> list[int]:
+    """Where each token's characters begin in the piece.
+
+    Counted in the tokens' bytes, since a token may hold part of a character: it
+    then points at the character it is a part of. A token past the piece's end
+    (cut off by a stop string) points at the end.
+    """
+    offsets, begun = [], 0
+    for token in delta.tokens:
+        continues = bool(token.bytes) and _is_continuation(token.bytes[0]) and begun > 0
+        offsets.append(min(begun - continues, len(delta.text)))
+        begun += sum(not _is_continuation(byte) for byte in token.bytes)
+    return offsets
+
+
+def _is_continuation(byte: int) -> bool:
+    """Whether a byte is inside a UTF-8 sequence (10xxxxxx), not at its start."""
+    return byte & 0xC0 == 0x80
+
+
+# ---------------------------------------------------------------- the route
+
+
+class OpenAICompletions(OpenAIDialect):
+    def __init__(self) -> None:
+        self.routes = (Route("POST", "/v1/completions", self.create),)
+
+    def create(self, http: HttpRequest, pool: Pool) -> Reply:
+        request = self.parse(http.json())
+        formatter = CompletionFormatter(request, reply_model(request, pool))
+        return self.respond(http, pool, request, formatter)
+
+    def parse(self, body: Json) -> GenerationRequest:
+        """Raises RequestError that names the field at fault."""
+        fields = validate(CompletionBody, body)
+        prompts = read_prompts(fields.prompt)
+        fields.refuse_unsupported()
+        echo = bool(fields.echo)
+        options = fields.options(min_tokens=0 if echo else 1)
+        if fields.logprobs is not None:
+            options["logprobs"] = fields.logprobs
+            if echo:
+                options["prompt_logprobs"] = fields.logprobs
+        return GenerationRequest(
+            id=new_id("cmpl"),
+            model=fields.model or None,
+            prompts=prompts,
+            options=options,
+            defaults=DEFAULTS,
+            n=fields.n or 1,
+            adapters=fields.adapters or None,
+            echo=echo,
+            stream=bool(fields.stream),
+            format=ReplyFormat(fields.include_usage, None if fields.logprobs is None else "legacy"),
+        )

@@ -1,0 +1,249 @@
+"""From a model folder to a module with its weights in memory.
+
+mlx_lm.utils.load_model does the work (MLX quantisation of every kind, AWQ,
+GPTQ, sanitising); what is added here is our own modules, weight files under any
+name, and failures told in one line that names the mend.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_server.errors import ModelLoadError
+from mlx_server.models.model_files import (
+    check_safetensors,
+    first_names,
+    read_json,
+    weight_files,
+)
+from mlx_server.models.registry import ModuleKind, mlx_lm_utils, resolve_classes
+
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+    "max_seq_length",
+    "seq_length",
+    "sequence_len",
+    "model_max_length",
+    "max_context_length",
+)
+ATTENTION_KEYS = ("num_attention_heads", "n_head", "n_heads")
+
+DEFAULT_CONTEXT = 8192
+UNBOUNDED_CONTEXT = 1 << 20
+"""For recurrent models, whose state does not grow with the sequence."""
+
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        model: The bare module, in evaluation mode.
+        config: config.json as mlx_lm understood it (`quantization` resolved).
+        module_kind: Whose module it is: "ours" or mlx_lm's ("zoo").
+        generation_config: Sampling defaults the model came with, by their
+            `SamplingParams` names.
+        eos_token_ids: End tokens of generation_config.json and config.json, sorted.
+        nbytes: Bytes of all parameters.
+        num_parameters: Weights, a packed one counted as the weights it holds.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    module_kind: ModuleKind
+    path: Path
+    generation_config: dict[str, float]
+    eos_token_ids: tuple[int, ...]
+    nbytes: int
+    num_parameters: int
+
+
+def load(path: Path, *, name: str, trust_remote_code: bool = False) -> Loaded:
+    """Load the model in the folder `path`; the thread that calls owns its arrays.
+
+    Args:
+        name: What error messages call the model.
+        trust_remote_code: Run the folder's own `model_file`, if config.json names one.
+
+    Raises:
+        ModelLoadError: One line that says what is wrong and how to mend it.
+    """
+    try:
+        return _load(path, trust_remote_code)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"Cannot load {name}: {error.message}") from error.__cause__
+
+
+def _load(path: Path, trust_remote_code: bool) -> Loaded:
+    config = read_json(path / "config.json")
+    generation_file = path / "generation_config.json"
+    generation = read_json(generation_file) if generation_file.is_file() else {}
+    if config.get("model_file") is not None and not trust_remote_code:
+        raise ModelLoadError(
+            f"it runs Python code of its own ({config['model_file']}); add --trust-remote-code "
+            "if you trust it."
+        )
+    files = weight_files(path)
+    for file in files:
+        check_safetensors(file)
+
+    utils = mlx_lm_utils()
+    builder = _Builder(config)
+    with _model_view(path, files) as folder:
+        try:
+            model, resolved = utils.load_model(
+                folder,
+                get_model_classes=lambda config: (builder, builder),
+                trust_remote_code=trust_remote_code,
+            )
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            # load_model and the modules' sanitize() raise whatever a folder
+            # that does not fit makes them stumble over.
+            raise ModelLoadError(_explain(error)) from error
+    return Loaded(
+        model=model,
+        config=resolved,
+        module_kind=builder.kind,
+        path=path,
+        generation_config=sampling_defaults(generation),
+        eos_token_ids=eos_token_ids(config, generation),
+        nbytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
+        num_parameters=utils.get_total_parameters(model),
+    )
+
+
+class _Builder:
+    """Stands in for the model's and the arguments' class while mlx_lm loads, so that
+    a config.json that does not fit is told from weights that do not."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.model_type = config.get("model_type")
+        self.kind: ModuleKind = "zoo"
+        if config.get("model_file") is None:
+            self.model_class, self.args_class, self.kind = resolve_classes(config)
+
+    def from_dict(self, config: dict[str, Any]) -> Any:
+        return self._call(self.args_class.from_dict, config)
+
+    def __call__(self, args: Any) -> nn.Module:
+        return self._call(self.model_class, args)
+
+    def _call(self, build: Any, value: Any) -> Any:
+        try:
+            return build(value)
+        except KeyError as error:
+            reason = f"{error} is missing"
+        except TypeError as error:
+            missing = re.search(r"missing \d+ required .*arguments?: (.+)", str(error))
+            reason = f"{missing[1]} is missing" if missing else str(error)
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+        raise ModelLoadError(
+            f"config.json does not fit model_type {self.model_type!r}: "
+            f"{' '.join(reason.split())}; fetch it again or mend it."
+        )
+
+
+@contextmanager
+def _model_view(path: Path, files: list[Path]) -> Iterator[Path]:
+    """`path`, or a folder of links where mlx_lm's pattern would load other files than `files`."""
+    if set(path.glob("model*.safetensors")) == set(files):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mlx_server-") as folder:
+        view = Path(folder)
+        for number, file in enumerate(files):
+            (view / f"model-{number:05d}.safetensors").symlink_to(file.resolve())
+        for file in path.iterdir():
+            if file.suffix in (".json", ".py"):
+                (view / file.name).symlink_to(file.resolve())
+        yield view
+
+
+# ---------------------------------------------------------------- failures in one line
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    listing = re.match(r"(Missing|Received) \d+ parameters.*?: *\n(.*)\.$", text, re.DOTALL)
+    if listing:
+        names = [name.strip() for name in listing[2].split(",")]
+        if listing[1] == "Missing":
+            return (
+                f"the weights lack {len(names)} tensors that config.json calls for "
+                f"({first_names(names)}); fetch them again, or use the matching config.json."
+            )
+        return (
+            f"the weights hold {len(names)} tensors that config.json has no place for "
+            f"({first_names(names)}); use the config.json that belongs to them."
+        )
+    shapes = re.match(r"Expected shape (\(.*?\)) but received shape (\(.*?\)) for .* (\S+)$", text)
+    if shapes:
+        return (
+            f"the tensor {shapes[3]} has shape {shapes[2]} where config.json calls for "
+            f"{shapes[1]}; use the config.json that belongs to the weights."
+        )
+    if isinstance(error, KeyError):
+        return f"a tensor or setting named {text} is missing; fetch the model again."
+    if isinstance(error, MemoryError) or "allocate" in text:
+        return "it does not fit into memory; choose a smaller or a quantised model."
+    return " ".join(f"{type(error).__name__}: {text}".split())
+
+
+# ---------------------------------------------------------------- what the configs say
+
+
+def eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """End tokens named anywhere: `eos_token_id` is a number or a list of them."""
+    found: set[int] = set()
+    for source in (generation, config, _text_config(config)):
+        value = source.get("eos_token_id")
+        values = value if isinstance(value, list) else [value]
+        found.update(v for v in values if type(v) is int)
+    return tuple(sorted(found))
+
+
+def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
+    """Sampling values of generation_config.json; none where it says not to sample.
+
+    Left out, `do_sample` means False to transformers, but files that carry
+    sampling values without it are common and mean them.
+    """
+    if generation.get("do_sample") is False:
+        return {}
+    values = {key: generation.get(key) for key in SAMPLING_KEYS}
+    return {k: v for k, v in values.items() if type(v) in (int, float)}
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Tokens that fit, prompt and reply together, as config.json declares it."""
+    sources = (config, _text_config(config))
+    for source in sources:
+        for key in CONTEXT_KEYS:
+            value = source.get(key)
+            if type(value) is int and value > 0:
+                return value
+    attends = any(source.get(key) for source in sources for key in ATTENTION_KEYS)
+    return DEFAULT_CONTEXT if attends else UNBOUNDED_CONTEXT
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested = config.get("text_config")
+    return nested if isinstance(nested, Mapping) else {}

@@ -1,0 +1,198 @@
+"""Which rows of a batch run under which adapters, and what that adds to a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import mlx.core as mx
+
+from mlx_server.core import AdapterScale
+from mlx_server.models.adapter_files import Factors
+
+Pairs = tuple[AdapterScale, ...]
+Segments = tuple[tuple[int, Pairs], ...]
+
+LONG_RUN = 8
+"""Neighbours of one combination that are worth matrix products of their own."""
+
+MAX_GAINS = 32
+"""Combinations of scales whose DoRA gains one layer remembers."""
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """Which factors each of n rows runs under, at most K each.
+
+    Attributes:
+        slots: uint32 [n, K], places in the layer's stacked factors; 0 is none.
+        scales: float32 [n, K].
+        pairs: The distinct (adapter, scale) pairs among the rows.
+        pair_slots: uint32 [n, K], 1 + place in `pairs`; 0 is none.
+    """
+
+    slots: mx.array
+    scales: mx.array
+    pairs: Pairs
+    pair_slots: mx.array
+
+
+class Span:
+    """Neighbouring units under one combination (`pairs`), or gathered (`rows`, one each)."""
+
+    def __init__(self, start: int, runs: Segments) -> None:
+        self.start = start
+        self.stop = start + sum(count for count, _ in runs)
+        self.pairs = runs[0][1] if len(runs) == 1 else None
+        self.rows: list[Pairs] = []
+        if self.pairs is None:
+            self.rows = [pairs for count, pairs in runs for _ in range(count)]
+        self._indices: dict[tuple[str, ...], RowIndex] = {}
+
+    def index(self, names: tuple[str, ...]) -> RowIndex:
+        """For layers that hold the adapters `names`; made once for all of them."""
+        if names not in self._indices:
+            rows = [[pair for pair in pairs if pair[0] in names] for pairs in self.rows]
+            distinct = tuple(sorted({pair for row in rows for pair in row}))
+            width = max(1, *map(len, rows))
+            blank = [("", 0.0)]
+            rows = [row + blank * (width - len(row)) for row in rows]
+            slots = {name: 1 + i for i, name in enumerate(names)}
+            pair_slots = {pair: 1 + i for i, pair in enumerate(distinct)}
+            self._indices[names] = RowIndex(
+                slots=mx.array([[slots.get(n, 0) for n, _ in row] for row in rows], mx.uint32),
+                scales=mx.array([[scale for _, scale in row] for row in rows], mx.float32),
+                pairs=distinct,
+                pair_slots=mx.array([[pair_slots.get(p, 0) for p in r] for r in rows], mx.uint32),
+            )
+        return self._indices[names]
+
+
+class Selection:
+    """The adapters of one forward pass.
+
+    Attributes:
+        total: Units: tokens of a packed array, or rows of a padded one.
+        runs: (start, stop, pairs) of neighbours under one combination.
+        spans: The runs, short neighbours put together.
+        uniform: The combination, where all units have the same.
+        names: All adapters in use.
+    """
+
+    def __init__(self, segments: Segments) -> None:
+        grouped = groupby((s for s in segments if s[0]), key=lambda segment: segment[1])
+        merged = [(sum(count for count, _ in group), pairs) for pairs, group in grouped]
+        self.runs: list[tuple[int, int, Pairs]] = []
+        self.total = 0
+        for count, pairs in merged:
+            self.runs.append((self.total, self.total + count, pairs))
+            self.total += count
+        self.uniform = merged[0][1] if len(merged) == 1 else None
+        self.names = frozenset(name for _, pairs in merged for name, _ in pairs)
+        self.spans: list[Span] = []
+        for long, group in groupby(merged, key=lambda run: run[0] >= LONG_RUN):
+            for runs in ((run,) for run in group) if long else (tuple(group),):
+                start = self.spans[-1].stop if self.spans else 0
+                self.spans.append(Span(start, runs))
+
+    def units(self, x: mx.array) -> mx.array:
+        """x with its units on the first axis: [total, T, D]."""
+        if x.shape[0] != self.total and x.size != self.total * x.shape[-1]:
+            raise ValueError(f"{self.total} units are selected, the layer got {x.shape}")
+        return x.reshape(self.total, -1, x.shape[-1])
+
+
+# ---------------------------------------------------------------- one layer's adapters
+
+
+class FactorTable:
+    """Name → factors for one layer, with what is computed from them once."""
+
+    def __init__(self) -> None:
+        self.factors: dict[str, Factors] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._names = tuple(self.factors)
+        self._stacks: tuple[mx.array, mx.array] | None = None
+        self._gains: dict[Pairs, mx.array] = {}
+
+    def put(self, name: str, factors: Factors) -> None:
+        self.factors[name] = factors
+        self._clear()
+
+    def drop(self, name: str) -> None:
+        del self.factors[name]
+        self._clear()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of the stacked factors' slots 1, 2, …"""
+        return self._names
+
+    def delta(
+        self, x: mx.array, y: mx.array, bias: mx.array | None, pairs: Pairs
+    ) -> mx.array | None:
+        """What the adapters of one combination add to y = base(x); None if none is for this layer.
+
+        Args:
+            x, y: [..., D] and [..., O].
+            bias: The base layer's, which DoRA does not scale.
+        """
+        total = None
+        for name, row_scale in pairs:
+            if (f := self.factors.get(name)) is None:
+                continue
+            z = (f.scale * row_scale) * ((x @ f.a) @ f.b)
+            if f.magnitude is not None:
+                gain = self._gain_rows(((name, row_scale),))[1]
+                z = (gain - 1) * (y if bias is None else y - bias) + gain * z
+            total = z if total is None else total + z
+        return None if total is None else total.astype(y.dtype)
+
+    def gathered(
+        self, x: mx.array, y: mx.array, bias: mx.array | None, index: RowIndex
+    ) -> mx.array:
+        """The same for rows that each have a combination of their own.
+
+        Args:
+            x, y: [n, T, D] and [n, T, O].
+        """
+        a, b = self._stacked()
+        z = mx.gather_mm(x[:, None], a, rhs_indices=index.slots)
+        z = mx.gather_mm(z, b, rhs_indices=index.slots)
+        z = index.scales[:, :, None, None] * z
+        if any(f.magnitude is not None for f in self.factors.values()):
+            gain = self._gain_rows(index.pairs)[index.pair_slots][:, :, None]
+            z = (gain - 1) * (y if bias is None else y - bias)[:, None] + gain * z
+        return (z.squeeze(1) if z.shape[1] == 1 else z.sum(axis=1)).astype(y.dtype)
+
+    def _stacked(self) -> tuple[mx.array, mx.array]:
+        """A [1 + adapters, D, R] and scaled B [1 + adapters, R, O], ranks padded with zeros."""
+        if self._stacks is None:
+            factors = list(self.factors.values())
+            rank = max(f.a.shape[1] for f in factors)
+            a = [mx.pad(f.a, [(0, 0), (0, rank - f.a.shape[1])]) for f in factors]
+            b = [mx.pad(f.scale * f.b, [(0, rank - f.b.shape[0]), (0, 0)]) for f in factors]
+            self._stacks = (
+                mx.stack([mx.zeros_like(a[0]), *a]),
+                mx.stack([mx.zeros_like(b[0]), *b]),
+            )
+        return self._stacks
+
+    def _gain_rows(self, pairs: Pairs) -> mx.array:
+        """float32 [1 + pairs, O]: DoRA's gain of each pair; 1 for LoRA and for slot 0."""
+        if (rows := self._gains.get(pairs)) is None:
+            if len(self._gains) >= MAX_GAINS:
+                self._gains.clear()
+            one = mx.ones(next(iter(self.factors.values())).b.shape[1:], mx.float32)
+            gains = [one]
+            for name, row_scale in pairs:
+                f = self.factors[name]
+                m = f.magnitude
+                gains.append(one if m is None else m.gain(f.scale * row_scale))
+            rows = self._gains[pairs] = mx.stack(gains)
+        return rows

@@ -1,0 +1,256 @@
+"""Every other architecture of mlx-lm, behind the engine's contract.
+
+mlx-lm's modules take [batch, tokens] and a list of caches. A prompt chunk is
+one call with its sequence's own caches: recurrent layers take no mask, so rows
+of different lengths must not be padded into one prefill. Rows that decode run
+together where their caches have batch forms, one call per group of similar
+lengths (`cache/zoo.py`), and one by one where they have none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    CacheList,
+    ChunkedKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
+
+from mlx_server.cache.zoo import ZooCache, ZooSeat, state_arrays
+from mlx_server.core import AdapterScale
+from mlx_server.models.base import Row, ServedModel
+
+if TYPE_CHECKING:
+    from mlx_server.models.lora import AdapterBank
+
+log = logging.getLogger(__name__)
+
+PROBE_TOKENS = 2
+"""Length of the probe's prompt."""
+
+SPLIT_FROM = 64
+"""Positions without logits that are worth a call of their own."""
+
+
+class ZooModel(ServedModel):
+    """An mlx-lm module behind the engine's contract.
+
+    Args:
+        module: With its weights loaded; `module(tokens [B, T], cache=…)` gives
+            logits [B, T, V].
+        config: Its config.json.
+        context_length: Tokens that fit.
+        bank: Its adapters; None serves the bare weights.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: Mapping[str, Any],
+        context_length: int,
+        bank: AdapterBank | None = None,
+    ) -> None:
+        self.module = module
+        self.bank = bank
+        self.context_length = context_length
+        self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
+        # Shapes and types are known before anything is evaluated, so a lazy pass
+        # tells what a cache will cost and whether the batch forms work.
+        caches, logits = self._probe()
+        self.vocab_size = logits.shape[-1]
+        self.dtype = logits.dtype
+        leaves = _leaves(caches)
+        batchable = self._batchable(caches, str(config.get("model_type")))
+        self.cache = ZooCache(
+            lambda: make_prompt_cache(module),
+            _cost_function(leaves),
+            batchable=batchable,
+            padded=not all(isinstance(leaf, ArraysCache) for leaf in leaves),
+            can_truncate=all(_can_truncate(leaf, context_length) for leaf in leaves),
+        )
+
+    # ------------------------------------------------------------ what the caches can do
+
+    def _probe(self) -> tuple[list[Any], mx.array]:
+        caches = make_prompt_cache(self.module)
+        return caches, self._call(mx.zeros((1, PROBE_TOKENS), mx.int32), caches, [()])
+
+    def _batchable(self, caches: list[Any], model_type: str) -> bool:
+        """Whether rows can decode in one call.
+
+        Some modules compute with a cache's offset as if it were one number
+        although its class has a batch form: that shows when the pass is built.
+        """
+        if not all(_has_batch_form(leaf) for leaf in _leaves(caches)):
+            return False
+        try:
+            other, _ = self._probe()
+            merged = [a.merge([a, b]) for a, b in zip(caches, other, strict=True)]
+            logits = self._call(mx.zeros((2, 1), mx.int32), merged, [(), ()])
+        except Exception as error:
+            log.info("%s decodes row by row, its module takes no batch: %r", model_type, error)
+            return False
+        return logits.shape[:2] == (2, 1)
+
+    # ------------------------------------------------------------ one step
+
+    def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:
+        starts = np.cumsum([0] + [row.num_tokens for row in rows]).tolist()
+        # A prompt of one token has no state to decode from: it is a chunk.
+        decoding = {
+            row.seat: i for i, row in enumerate(rows) if row.num_tokens == 1 and row.seat.length
+        }
+        pieces: list[mx.array] = []
+        places: list[int] = []
+        pending: list[mx.array] = []
+        for group in self.cache.arrange(list(decoding)) if decoding else ():
+            members = [decoding[seat] for seat in group.seats]
+            inputs = _take(tokens, [starts[i] for i in members])
+            adapters = [rows[i].adapters for i in members]
+            logits = self._call(inputs[:, None], group.caches, adapters)[:, -1]
+            wanted = [at for at, i in enumerate(members) if rows[i].num_logits]
+            pieces.append(_take(logits, wanted))
+            places += [members[at] for at in wanted]
+            pending += _side_arrays(group.caches) if wanted else [_completed(group.caches)]
+        for i, row in enumerate(rows):
+            if row.seat not in decoding:
+                logits, completed = self._chunk(tokens[starts[i] : starts[i + 1]], row)
+                pieces.append(logits)
+                places += [i] * row.num_logits
+                pending.append(completed)
+        for row in rows:
+            row.seat.length += row.num_tokens
+        return self._in_row_order(pieces, places), pending
+
+    def _chunk(self, tokens: mx.array, row: Row) -> tuple[mx.array, mx.array]:
+        """A row's tokens [T] → its last logits [num_logits, V], and what completes the pass.
+
+        The modules project all positions to the vocabulary. MLX computes only
+        what is asked for, so where no logits are wanted none are computed, and
+        a long chunk that wants few is two calls.
+        """
+        caches = self.cache.alone(_seat(row)).caches
+        silent = row.num_tokens - row.num_logits
+        if silent >= SPLIT_FROM:
+            logits = self._call(tokens[None, :silent], caches, [row.adapters])
+            tokens = tokens[silent:]
+        if len(tokens):
+            logits = self._call(tokens[None], caches, [row.adapters])
+        return logits[0, logits.shape[1] - row.num_logits :], _completed(caches)
+
+    def _call(
+        self, tokens: mx.array, caches: list[Any], adapters: Sequence[tuple[AdapterScale, ...]]
+    ) -> mx.array:
+        if self.bank is not None:
+            self.bank.select([(1, pairs) for pairs in adapters])
+        return self.module(tokens, cache=caches)
+
+    def _in_row_order(self, pieces: list[mx.array], places: list[int]) -> mx.array:
+        """Logits [M, V] by row, `places` naming the row of each line of the pieces."""
+        pieces = [piece for piece in pieces if len(piece)]
+        if not pieces:
+            return mx.zeros((0, self.vocab_size), self.dtype)
+        logits = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+        return _take(logits, np.argsort(places, kind="stable").tolist())
+
+
+def _seat(row: Row) -> ZooSeat:
+    assert isinstance(row.seat, ZooSeat)
+    return row.seat
+
+
+def _take(array: mx.array, indices: Sequence[int]) -> mx.array:
+    """Rows of an array: itself or a slice where they follow each other."""
+    if not indices:
+        return array[:0]
+    first, size = indices[0], len(indices)
+    if list(indices) != list(range(first, first + size)):
+        return array[mx.array(indices)]
+    return array if size == len(array) else array[first : first + size]
+
+
+# ---------------------------------------------------------------- about mlx-lm's caches
+
+
+def _leaves(caches: Sequence[Any]) -> list[Any]:
+    """The caches with those of each CacheList in its place."""
+    leaves: list[Any] = []
+    for cache in caches:
+        leaves += _leaves(cache.caches) if isinstance(cache, CacheList) else [cache]
+    return leaves
+
+
+def _has_batch_form(leaf: Any) -> bool:
+    # The batch form of RotatingKVCache has no tokens that it keeps for good.
+    return hasattr(leaf, "merge") and not getattr(leaf, "keep", 0)
+
+
+def _can_truncate(leaf: Any, context_length: int) -> bool:
+    """Whether `trim` is right at every length.
+
+    A window forgets the tokens that a shorter sequence would see again, and
+    not every cache that has a `trim` drops what it trimmed.
+    """
+    if isinstance(leaf, RotatingKVCache):
+        return leaf.max_size > context_length
+    return isinstance(leaf, KVCache | QuantizedKVCache)
+
+
+def _completed(caches: Sequence[Any]) -> mx.array:
+    """A small array that is there when all of the caches' state is.
+
+    The state itself is no output: whoever held it would turn the next in-place
+    write into a copy.
+    """
+    return mx.depends(mx.zeros(1), state_arrays(caches))
+
+
+def _side_arrays(caches: Sequence[Any]) -> list[mx.array]:
+    """State that a step's logits need not depend on: convolution states, and the
+    offsets of batches whose layers have no positions. Left lazy, they would
+    chain one step to the next. None of them is written in place."""
+    arrays: list[mx.array] = []
+    for leaf in _leaves(caches):
+        if isinstance(leaf, ArraysCache):
+            arrays += [state for state in leaf.cache if state is not None]
+        elif isinstance(leaf, BatchKVCache):
+            arrays.append(leaf.offset)
+    return arrays
+
+
+def _cost_function(leaves: Sequence[Any]) -> Callable[[int], int]:
+    """Bytes of one sequence's caches by its number of tokens, from a probe's caches."""
+    fixed = 0
+    per_token: dict[float, float] = defaultdict(float)
+    for leaf in leaves:
+        if isinstance(leaf, ArraysCache):
+            fixed += leaf.nbytes
+        elif isinstance(leaf, KVCache | RotatingKVCache | ChunkedKVCache | QuantizedKVCache):
+            keys = leaf.keys[0] if isinstance(leaf, QuantizedKVCache) else leaf.keys
+            limit = float(getattr(leaf, "max_size", "inf"))
+            if isinstance(leaf, ChunkedKVCache):
+                limit = leaf.chunk_size + leaf.step
+            per_token[limit] += leaf.nbytes / keys.shape[2]
+        else:
+            per_token[float("inf")] += leaf.nbytes / PROBE_TOKENS
+    step = KVCache.step
+
+    def cost(num_tokens: int) -> int:
+        allocated = -(-num_tokens // step) * step
+        growing = sum(rate * min(allocated, limit) for limit, rate in per_token.items())
+        return fixed + int(growing)
+
+    return cost

@@ -1,0 +1,253 @@
+"""Handler: one connection, its requests one after the other.
+
+head ─> router ─> key ─> body ─> Dialect's endpoint ─> JsonReply | StreamReply
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from mlx_server.api.base import HttpRequest, JsonReply, Reply, StreamReply
+from mlx_server.errors import (
+    AuthenticationError,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    RequestTimeout,
+    ServerError,
+)
+from mlx_server.server import wire
+from mlx_server.server.router import decode
+from mlx_server.server.security import OPEN_PATHS, check_key
+from mlx_server.server.watcher import Presence
+from mlx_server.server.wire import Disconnected
+
+if TYPE_CHECKING:
+    from mlx_server.server.http import HttpServer
+
+log = logging.getLogger(__name__)
+
+_CLIENT_GONE = 499  # for the log only, as nginx writes it
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Runs in the connection's own thread until the connection ends."""
+
+    protocol_version = "HTTP/1.1"
+    server: HttpServer
+
+    def setup(self) -> None:
+        self.connection: socket.socket = self.request
+        with contextlib.suppress(OSError):
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.timeout = self.server.config.read_timeout
+        self.source = wire.TimedSocket(self.connection)
+        self.reader = io.BufferedReader(self.source, 64 * 1024)
+
+    def finish(self) -> None:
+        self.reader.close()
+
+    def handle_one_request(self) -> None:
+        self.close_connection = True  # unless the request says otherwise and is read to its end
+        self.unread = True
+        self.command, self.path, self.request_version = "", "", "HTTP/1.1"
+        self.cors = self.server.cors.headers(None)
+        self.dialect = self.server.dialects[0]
+        self.status = self.bytes_sent = 0
+        self.source.deadline = time.monotonic() + self.timeout
+        try:
+            if not self.reader.peek(1):
+                return
+        except RequestTimeout:
+            return  # an idle connection is closed silently
+        started = time.monotonic()
+        self.source.deadline = started + self.timeout
+        try:
+            with self.server.running(self.connection) as presence:
+                self._exchange(presence)
+        except Disconnected:
+            self.close_connection = True
+            self.status = _CLIENT_GONE
+        log.info(
+            "%s %s %d %.3fs %dB",
+            self.command or "-",
+            self.path.partition("?")[0] or "-",  # a query may hold secrets
+            self.status,
+            time.monotonic() - started,
+            self.bytes_sent,
+        )
+        if self.unread and self.status != _CLIENT_GONE:
+            wire.linger(self.connection)
+
+    def _exchange(self, presence: Presence) -> None:
+        """Read a request, have it answered, and send the reply."""
+        try:
+            self._read_head()
+            reply = self._respond(presence)
+        except Disconnected:
+            presence.lose()
+            raise
+        except ServerError as error:
+            reply = self._error_reply(error)
+        except Exception:
+            log.exception("%s %s failed", self.command, self.path.partition("?")[0])
+            reply = self._error_reply(ServerError("The server failed to answer the request."))
+        try:
+            self._send_reply(reply, presence)
+        except Disconnected:
+            presence.lose()
+            raise
+        finally:
+            if isinstance(reply, StreamReply) and hasattr(reply.events, "close"):
+                reply.events.close()
+
+    # ---- the request
+
+    def _read_head(self) -> None:
+        self.raw_requestline, headers = wire.read_head(self.reader)
+        self.rfile = io.BytesIO(headers)  # what parse_request() reads: the head, already checked
+        if not self.parse_request() or self.request_version == "HTTP/0.9":
+            raise RequestError("Malformed request line.")
+        tokens = self.headers.get("Connection", "").lower().split(",")
+        if "close" in (token.strip() for token in tokens):
+            self.close_connection = True
+        self.cors = self.server.cors.headers(self.headers.get("Origin"))
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """How parse_request() reports; raised, so that it is answered like any other error."""
+        self.close_connection = True
+        error = RequestError(message or "Malformed request.")
+        error.status = int(code)
+        raise error
+
+    def handle_expect_100(self) -> bool:
+        return True  # parse_request() is too early: _read_body() answers, after the checks
+
+    def _respond(self, presence: Presence) -> Reply:
+        server = self.server
+        raw_path, query = wire.split_target(self.path)
+        headers: dict[str, str] = {}
+        for name, value in self.headers.items():
+            name = name.lower()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+
+        frame = wire.framing(self.command, self.request_version, self.headers)
+        self.unread = frame.has_body
+        if self.command == "OPTIONS":
+            return self._options(raw_path, headers)
+        self.dialect, route, params = server.router.match(self.command, raw_path)
+        if route.path not in OPEN_PATHS:
+            check_key(headers, server.config.api_key)
+        request = HttpRequest(
+            method=self.command,
+            path=decode(raw_path),
+            query=parse_qs(query, keep_blank_values=True),
+            headers=headers,
+            body=self._read_body(frame),
+            params=params,
+            on_disconnect=presence.on_disconnect,
+        )
+        return route.endpoint(request, server.pool)
+
+    def _read_body(self, frame: wire.Framing) -> bytes:
+        limit = self.server.config.max_request_bytes
+        wire.check_body(frame, self.headers, limit)
+        if not frame.has_body:
+            return b""
+        expect = self.headers.get("Expect", "").lower()
+        if expect == "100-continue" and self.request_version == "HTTP/1.1":
+            self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = wire.read_body(self.reader, frame, limit)
+        self.unread = False
+        return body
+
+    def _options(self, raw_path: str, headers: Mapping[str, str]) -> JsonReply:
+        allow = self.server.router.allowed(raw_path)
+        if "access-control-request-method" in headers:
+            methods = allow or ("GET", "HEAD", "OPTIONS", "POST")
+            return JsonReply(None, 204, self.server.cors.preflight(headers, methods))
+        if not allow and raw_path != "*":
+            raise NotFound(f"There is nothing at {decode(raw_path)}.")
+        return JsonReply(None, 204, {"Allow": ", ".join(allow or ("GET", "OPTIONS", "POST"))})
+
+    # ---- the reply
+
+    def _error_reply(self, error: ServerError) -> JsonReply:
+        headers = {}
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(error.retry_after)
+        if isinstance(error, MethodNotAllowed):
+            headers["Allow"] = ", ".join(error.allow)
+        if isinstance(error, AuthenticationError):
+            headers["WWW-Authenticate"] = "Bearer"
+        return JsonReply(self.dialect.error(error), error.status, headers)
+
+    def _send_reply(self, reply: Reply, presence: Presence) -> None:
+        if presence.lost:
+            raise Disconnected
+        if isinstance(reply, StreamReply):
+            self._send_stream(reply, presence)
+            return
+        body = b"" if reply.status == 204 else wire.encode_json(reply.body)
+        headers = {}
+        if reply.status != 204:
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        head = self._head(reply.status, {**headers, **reply.headers})
+        self._send(head if self.command == "HEAD" else head + body)
+
+    def _send_stream(self, reply: StreamReply, presence: Presence) -> None:
+        chunked = self.request_version == "HTTP/1.1"
+        headers = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }
+        if chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        else:
+            self.close_connection = True
+        self._send(self._head(200, {**headers, **reply.headers}))
+        if self.command == "HEAD":
+            presence.lose()  # nobody waits for the events, so nothing need make them
+            return
+        for payload in self._events(reply):
+            if presence.lost:
+                raise Disconnected
+            event = wire.encode_event(payload)
+            self._send(wire.encode_chunk(event) if chunked else event)
+        if chunked:
+            self._send(wire.LAST_CHUNK)
+
+    def _events(self, reply: StreamReply) -> Iterator[Any]:
+        """The reply's events; whatever it raises becomes the last one."""
+        try:
+            yield from reply.events
+        except ServerError as error:
+            yield self.dialect.error(error)
+        except Exception:
+            log.exception("a stream failed")
+            yield self.dialect.error(ServerError("The server failed while sending the reply."))
+
+    def _head(self, status: int, headers: Mapping[str, str]) -> bytes:
+        if self.unread or self.server.stopping:
+            self.close_connection = True
+        connection = {}
+        if self.close_connection:
+            connection["Connection"] = "close"
+        elif self.request_version == "HTTP/1.0":
+            connection["Connection"] = "keep-alive"
+        self.status = status
+        common = {"Server": "mlx_server", "Date": self.date_time_string()}
+        return wire.reply_head("HTTP/1.1", status, {**common, **connection, **self.cors, **headers})
+
+    def _send(self, data: bytes) -> None:
+        wire.send(self.connection, data, self.timeout)
+        self.bytes_sent += len(data)

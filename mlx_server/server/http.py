@@ -1,0 +1,215 @@
+"""HttpServer: the stdlib's threading HTTP server. Accepts, bounds, stops.
+
+accept ── more than max_connections ──> 503
+  └─> Handler: a thread per connection (handler.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from http.server import ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any
+
+from mlx_server.api.base import Dialect, Pool
+from mlx_server.config import Config
+from mlx_server.errors import Unavailable
+from mlx_server.server import wire
+from mlx_server.server.handler import Handler
+from mlx_server.server.router import Router
+from mlx_server.server.security import Cors
+from mlx_server.server.watcher import DisconnectWatcher, Presence
+from mlx_server.server.wire import Disconnected
+
+log = logging.getLogger(__name__)
+
+
+class HttpServer(ThreadingHTTPServer):
+    """Serves dialects over HTTP/1.1. Listens as soon as it is constructed.
+
+    Raises:
+        OSError: The address cannot be listened on; `describe_bind_error` words it.
+        ValueError: Two dialects claim the same route.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+    def __init__(self, config: Config, dialects: Sequence[Dialect], pool: Pool) -> None:
+        self.config = config
+        self.dialects = tuple(dialects)
+        self.pool = pool
+        self.router = Router(dialects)
+        self.cors = Cors(config.allowed_origins, config.allow_credentials)
+        self.stopping = False
+        self._serving = False
+        self._state = threading.Condition()
+        self._open: set[socket.socket] = set()
+        self._running: dict[socket.socket, Presence] = {}
+        self._refused: deque[tuple[float, socket.socket]] = deque()
+        found = socket.getaddrinfo(
+            config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        # "localhost" has two addresses; more clients try the IPv4 one first.
+        self.address_family, _, _, _, address = min(found, key=lambda f: f[0] != socket.AF_INET)
+        super().__init__(address, Handler)
+        self.watcher = DisconnectWatcher()
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            with contextlib.suppress(OSError):  # "::" then takes IPv4 clients too
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Not HTTPServer's: it asks the name service for our own name, which can take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.config.host, self.server_address[1]
+
+    @property
+    def port(self) -> int:
+        return self.server_port
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the server."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+            self.config.host, self.config.host
+        )
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def serve_forever(self, poll_interval: float = 0.1) -> None:
+        with self._state:
+            if self.stopping:
+                return
+            self._serving = True
+        try:
+            super().serve_forever(poll_interval)
+        finally:
+            self._serving = False
+
+    def stop(self, grace: float) -> None:
+        """Stop accepting, let running requests end for `grace` seconds, cut the others, return.
+
+        To be called from another thread than the one in `serve_forever`, or after that
+        has returned (as it does on KeyboardInterrupt).
+        """
+        with self._state:
+            self.stopping = True
+            serving = self._serving
+        if serving:
+            self.shutdown()
+        self.server_close()
+        with self._state:
+            for sock in self._open - self._running.keys():
+                _cut(sock)
+            self._state.wait_for(lambda: not self._running, grace)
+            late = list(self._running.items())
+        for sock, presence in late:
+            _cut(sock)
+            presence.lose()
+        with self._state:  # the cut ones notice at once, unless something is stuck
+            self._state.wait_for(lambda: not self._open, 1.0)
+        self.watcher.stop()
+
+    # ---- connections
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("out of file descriptors: raise `ulimit -n`")
+                time.sleep(0.1)  # the waiting connection would be reported again at once
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._state:
+            full = len(self._open) >= self.config.max_connections
+            if not full:
+                self._open.add(request)
+        if full:
+            self._refuse(request)
+        else:
+            super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        super().close_request(request)
+        with self._state:
+            self._open.discard(request)
+            self._state.notify_all()
+
+    def _refuse(self, sock: socket.socket) -> None:
+        """Answer 503 on the accepting thread, without ever waiting for the client."""
+        error = Unavailable("Too many connections; try again.", retry_after=1)
+        body = wire.encode_json(self.dialects[0].error(error))
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Retry-After": "1",
+            "Connection": "close",
+            **self.cors.headers(None),
+        }
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.send(wire.reply_head("HTTP/1.1", error.status, headers) + body)
+            sock.shutdown(socket.SHUT_WR)
+        # Closed a little later, so that a reset does not overtake the reply.
+        self._refused.append((time.monotonic() + 1.0, sock))
+
+    def service_actions(self) -> None:
+        """Called by `serve_forever` between connections."""
+        now = time.monotonic()
+        while self._refused and (self._refused[0][0] <= now or len(self._refused) > 64):
+            _, sock = self._refused.popleft()
+            with contextlib.suppress(OSError):
+                sock.recv(64 * 1024)
+            sock.close()
+
+    def server_close(self) -> None:
+        super().server_close()
+        while self._refused:
+            self._refused.popleft()[1].close()
+
+    @contextlib.contextmanager
+    def running(self, sock: socket.socket) -> Iterator[Presence]:
+        """Marks a connection as busy with a request. Raises Disconnected while stopping."""
+        presence = Presence(self.watcher, sock)
+        with self._state:
+            if self.stopping:
+                raise Disconnected
+            self._running[sock] = presence
+        try:
+            yield presence
+        finally:
+            presence.close()
+            with self._state:
+                del self._running[sock]
+                self._state.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("a connection failed")
+
+
+def describe_bind_error(config: Config, error: OSError) -> str:
+    """One line for the user about why the server cannot listen."""
+    where = f"{config.host}:{config.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use by another program; choose another port with --port"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission to listen on {where}; ports above 1023 need none (--port)"
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{config.host!r} is not an address of this machine; see --host"
+    return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def _cut(sock: socket.socket) -> None:
+    # Not close(): the handler's thread still has it, and is woken by this.
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

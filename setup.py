@@ -1,0 +1,59 @@
+"""The project's metadata. Tool settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+INIT = (ROOT / "mlx_server" / "__init__.py").read_text("utf-8")
+VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
+
+setup(
+    name="mlx_server",
+    version=VERSION,
+    description="An OpenAI-compatible server for language models on MLX",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    author="mlx_server contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["mlx_server", "mlx_server.*"]),
+    package_data={
+        "mlx_server.demo": ["dialogues.txt", "README.md", "model/*"],
+        "mlx_server.server": ["web/*"],
+    },
+    entry_points={"console_scripts": ["mlx_server = mlx_server.cli:main"]},
+    # Why each is needed is written in CONTRIBUTING.md. mlx-lm asks for mlx on macOS only.
+    install_requires=[
+        'mlx>=0.32.2,<0.33; sys_platform == "darwin"',
+        'mlx[cpu]>=0.32.2,<0.33; sys_platform == "linux"',
+        "mlx-lm>=0.32.2,<0.33",
+        "transformers>=5.7,<6",
+        "huggingface-hub>=1.31,<3",
+        "tokenizers>=0.22,<1",
+        "jinja2>=3.1,<4",
+        "numpy>=1.26,<3",
+        "pydantic>=2,<3",
+    ],
+    extras_require={
+        "cuda": ['mlx[cuda13]>=0.32.2,<0.33; sys_platform == "linux"'],
+        "test": [
+            "hypothesis>=6",
+            "openai>=2",
+            "pytest>=8",
+            "requests>=2.31",
+            "ruff>=0.14",
+            "setuptools>=77",
+        ],
+    },
+    classifiers=[
+        "Environment :: Console",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+    ],
+)

@@ -1,0 +1,176 @@
+"""A pool that answers with given deltas, and ways to call an endpoint and to fold a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from hypothesis import strategies as st
+
+from mlx_server.api import DIALECTS
+from mlx_server.api.base import HttpRequest, JsonReply, Reply
+from mlx_server.core import (
+    Delta,
+    Done,
+    Finished,
+    GenerationRequest,
+    Heartbeat,
+    ModelCard,
+    Progress,
+    Started,
+    Text,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from mlx_server.errors import ModelNotFound
+
+CARDS = (
+    ModelCard("org/loaded", 1700000000, loaded=True, root="/m/loaded", context_length=512),
+    ModelCard("adapter", 1700000001, parent="org/loaded"),
+)
+
+
+class FakeGeneration:
+    def __init__(self, items: Iterable[Delta | Exception]) -> None:
+        self.items = items
+        self.cancelled = False
+
+    def __iter__(self) -> Iterator[Delta]:
+        for item in self.items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakePool:
+    """Remembers the request and answers it with `items`; an exception among them is raised."""
+
+    def __init__(
+        self,
+        items: Iterable[Delta | Exception] = (),
+        *,
+        refuse: Exception | None = None,
+        not_ready: Exception | None = None,
+    ) -> None:
+        self.generation = FakeGeneration(items)
+        self.refuse = refuse
+        self.not_ready = not_ready
+        self.request: GenerationRequest | None = None
+
+    def generate(self, request: GenerationRequest) -> FakeGeneration:
+        if self.refuse is not None:
+            raise self.refuse
+        self.request = request
+        return self.generation
+
+    def cards(self) -> list[ModelCard]:
+        return list(CARDS)
+
+    def card(self, name: str) -> ModelCard:
+        for card in CARDS:
+            if card.id == name:
+                return card
+        raise ModelNotFound(f"There is no model {name!r}.", param="model")
+
+    def check_ready(self) -> None:
+        if self.not_ready is not None:
+            raise self.not_ready
+
+
+def call(
+    pool: FakePool,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    params: dict[str, str] | None = None,
+    route: str | None = None,
+    on_disconnect: Callable[[Callable[[], None]], None] = lambda callback: None,
+) -> Reply:
+    """The reply of the endpoint at `route` (the path itself where it has no placeholder)."""
+    http = HttpRequest(
+        method=method, path=path, query={}, headers={},
+        body=b"" if body is None else json.dumps(body).encode(),
+        params=params or {}, on_disconnect=on_disconnect,
+    )  # fmt: skip
+    (endpoint,) = (
+        candidate.endpoint
+        for dialect in DIALECTS
+        for candidate in dialect.routes
+        if (candidate.method, candidate.path) == (method, route or path)
+    )
+    return endpoint(http, pool)
+
+
+def reply_body(pool: FakePool, path: str, body: Any) -> Any:
+    """The body of a whole reply, after a trip through JSON."""
+    reply = call(pool, "POST", path, body)
+    assert isinstance(reply, JsonReply)
+    assert reply.status == 200
+    return through_json(reply.body)
+
+
+def reply_events(pool: FakePool, path: str, body: Any) -> list[Any]:
+    """The events of a streamed reply, each after a trip through JSON."""
+    events = call(pool, "POST", path, {**body, "stream": True}).events
+    return [through_json(event) for event in events]
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def token(text: str, logprob: float | None = -0.5, alternatives: int = 0) -> TokenLogprob:
+    """A token whose id is derived from its text, with itself as the best alternative."""
+    raw = text.encode()
+    others = [text] + [f"{text}{i}" for i in range(1, alternatives)]
+    top = tuple(
+        TopLogprob(sum(raw) + i, other, other.encode(), -0.5 - i)
+        for i, other in enumerate(others[:alternatives])
+    )
+    return TokenLogprob(sum(raw), text, raw, logprob, top)
+
+
+def whole_run(pieces: dict[int, list[Text]], reasons: dict[int, str]) -> list[Delta]:
+    """The deltas of a request whose choices come one after the other."""
+    count = Usage(0, 0, 3, 0)
+    body: list[Delta] = [Started(Usage(5, 2)), Progress(5, 5)]
+    for index, texts in pieces.items():
+        body += [*texts, Finished(index, reasons[index], None, count)]
+    return [*body, Done(Usage(5, 2, 3 * len(pieces), 1))]
+
+
+@st.composite
+def runs(draw: st.DrawFn, choices: int) -> list[Delta]:
+    """Deltas of a request with that many choices, in any interleaving."""
+    words = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
+    queues: list[list[Delta]] = []
+    for index in range(choices):
+        texts: list[Delta] = []
+        for word in draw(st.lists(words, max_size=5)):
+            tokens = tuple(token(piece, alternatives=2) for piece in draw(_splits(word)))
+            texts.append(Text(index, word, tokens))
+        reason = draw(st.sampled_from(["stop", "length", "abort", "error"]))
+        queues.append([*texts, Finished(index, reason, None, Usage(0, 0, len(texts)))])
+    deltas: list[Delta] = [Started(Usage(3)), Progress(1, 3), Heartbeat()]
+    while any(queues):
+        queue = draw(st.sampled_from([queue for queue in queues if queue]))
+        deltas.append(queue.pop(0))
+    return [*deltas, Done(Usage(3, 1, 7, 2))]
+
+
+def _splits(word: str) -> st.SearchStrategy[list[str]]:
+    cut = st.integers(0, len(word))
+    return cut.map(lambda at: [piece for piece in (word[:at], word[at:]) if piece])
+
+
+def add_logprobs(total: dict[str, list[Any]] | None, piece: dict[str, list[Any]] | None) -> Any:
+    """Log-probabilities of two chunks in one; every form is a dict of lists."""
+    if piece is None:
+        return total
+    return {name: (total or {}).get(name, []) + values for name, values in piece.items()}

@@ -1,0 +1,266 @@
+"""Names to folders, with a cache made in the test and the network off."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+from huggingface_hub import constants, errors
+
+from mlx_server.errors import ModelLoadError
+from mlx_server.models.hub import cached_models, find_cached, is_repo_id, local_folder, resolve
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def safetensors(path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+
+def put_repo(cache: Path, repo_id: str, *files: str, ref: str = "main") -> Path:
+    """A repo in the hub's cache layout; returns its snapshot."""
+    entry = cache / f"models--{repo_id.replace('/', '--')}"
+    snapshot = entry / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (entry / "refs").mkdir()
+    (entry / "refs" / ref).write_text(COMMIT)
+    for file in files:
+        if file.endswith(".safetensors"):
+            safetensors(snapshot / file)
+        else:
+            (snapshot / file).write_text("{}")
+    return snapshot
+
+
+def message(name: str, **options: object) -> str:
+    with pytest.raises(ModelLoadError) as error:
+        resolve(name, **options)
+    assert "\n" not in error.value.message
+    return error.value.message
+
+
+# ---------------------------------------------------------------- local folders
+
+
+def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    (tmp_path / "owner" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "owner" / "model"
+    for name in ("owner/model", "./owner/model/", str(folder), "~/owner/model"):
+        assert resolve(name) == folder
+
+
+def test_wrong_folders_say_what_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_text("")
+    assert "is a file; give the folder" in message(str(file))
+    assert "holds no config.json" in message(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in message(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["./nothing", "/no/such", "~/nothing-here", "a/b/c", "", "a\0b", "x" * 5000, "../up"]
+)
+def test_a_path_that_is_not_there(name: str) -> None:
+    assert "There is no folder" in message(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("gpt2", True),
+        ("mlx-community/Qwen3-0.6B-4bit", True),
+        ("a/b_c.d", True),
+        ("a/b/c", False),
+        ("/etc", False),
+        ("../etc", False),
+        ("a/..", False),
+        ("a..b/c", False),
+        ("a--b/c", False),
+        ("-a/b", False),
+        ("a/b.git", False),
+        ("./a", False),
+        ("a b", False),
+        ("", False),
+        ("a/b\n", False),
+    ],
+)
+def test_repo_ids(name: str, valid: bool) -> None:
+    assert is_repo_id(name) is valid
+
+
+def test_local_folder_stays_inside(tmp_path: Path) -> None:
+    start, outside = tmp_path / "start", tmp_path / "outside"
+    for folder in (start / "models" / "m", start / "empty", outside):
+        folder.mkdir(parents=True)
+    for folder in (start / "models" / "m", outside):
+        (folder / "config.json").write_text("{}")
+    (start / "link").symlink_to(outside)
+    (start / "inner").symlink_to(start / "models" / "m")
+    model = start / "models" / "m"
+    assert local_folder("models/m", start) == model
+    assert local_folder("./models/m/", start) == model
+    assert local_folder("inner", start) == model
+    for name in (
+        "empty", "nothing", "link", "../outside", "models/../../outside", str(outside), str(model),
+        "models/../models/m", "models/m/config.json", "a\0b", "x" * 5000, "",
+    ):  # fmt: skip
+        assert local_folder(name, start) is None
+    assert local_folder("models/m", start, marker="adapter_config.json") is None
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_a_cached_repo_needs_no_network(tmp_path: Path) -> None:
+    snapshot = put_repo(tmp_path, "owner/m", "config.json", "model.safetensors")
+    assert resolve("owner/m", cache_dir=tmp_path) == snapshot
+    assert resolve("owner/m", cache_dir=tmp_path, allow_download=False) == snapshot
+    assert find_cached("owner/m", cache_dir=tmp_path) == snapshot
+    assert resolve("owner/m", revision=COMMIT, cache_dir=tmp_path) == snapshot
+
+
+def test_a_revision_is_its_own_snapshot(tmp_path: Path) -> None:
+    snapshot = put_repo(tmp_path, "owner/m", "config.json", "model.safetensors", ref="v2")
+    assert find_cached("owner/m", cache_dir=tmp_path) is None
+    assert resolve("owner/m", revision="v2", cache_dir=tmp_path) == snapshot
+
+
+@pytest.mark.parametrize("fault", ["no config", "no weights", "shard of index", "shard", "tree"])
+def test_an_incomplete_snapshot_is_not_used(tmp_path: Path, fault: str) -> None:
+    files = {
+        "no config": ("model.safetensors",),
+        "no weights": ("config.json",),
+        "shard of index": ("config.json", "model-1.safetensors"),
+        "shard": ("config.json", "model-00001-of-00002.safetensors"),
+        "tree": ("config.json", "model.safetensors"),
+    }[fault]
+    snapshot = put_repo(tmp_path, "owner/m", *files)
+    if fault == "shard of index":
+        (snapshot / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"x": "model-1.safetensors", "y": "model-2.safetensors"}})
+        )
+    if fault == "tree":  # the hub library's own record of what the repo holds
+        trees = snapshot.parents[1] / "trees"
+        trees.mkdir()
+        listed = {name: {"size": 1, "blob_id": "b"} for name in (*files, "tokenizer.json")}
+        content = json.dumps({"format_version": 1, "files": listed})
+        (trees / f"{COMMIT}.json").write_text(content)
+    assert find_cached("owner/m", cache_dir=tmp_path) is None
+    assert cached_models(tmp_path) == [] or fault == "tree"
+    assert "HF_HUB_OFFLINE" in message("owner/m", cache_dir=tmp_path)
+
+
+def test_what_may_not_be_downloaded(tmp_path: Path) -> None:
+    text = message("owner/none", cache_dir=tmp_path, allow_download=False)
+    assert "not in the local cache" in text
+    assert "--allow-download" in text
+
+
+def test_the_listing_holds_servable_repos_only(tmp_path: Path) -> None:
+    put_repo(tmp_path, "owner/two", "config.json", "model.safetensors")
+    put_repo(tmp_path, "one", "config.json", "weights.safetensors")
+    put_repo(tmp_path, "owner/torch", "config.json", "pytorch_model.bin")
+    put_repo(tmp_path, "owner/bad", "config.json", "model.safetensors").parents[1].joinpath(
+        "refs", "main"
+    ).write_text("gone")
+    (tmp_path / "models--broken").write_text("a file")
+    (tmp_path / "datasets--owner--d").mkdir()
+    (tmp_path / "models--owner--empty").mkdir()
+    models = cached_models(tmp_path)
+    assert [m.repo_id for m in models] == ["one", "owner/two"]
+    for m in models:
+        assert m.path == find_cached(m.repo_id, cache_dir=tmp_path)
+        assert m.size == sum(f.stat().st_size for f in m.path.iterdir())
+        assert m.last_modified > 0
+
+
+def test_no_cache_lists_nothing(tmp_path: Path) -> None:
+    assert cached_models(tmp_path / "none") == []
+
+
+# ---------------------------------------------------------------- downloads that fail
+
+
+def response(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/x"))
+
+
+DOWNLOAD_ERRORS = {
+    "gated": (errors.GatedRepoError("x", response=response(403)), "accept its licence"),
+    "revision": (errors.RevisionNotFoundError("x", response=response(404)), "no revision 'v9'"),
+    "repo": (errors.RepositoryNotFoundError("x", response=response(404)), "set HF_TOKEN"),
+    "401": (errors.HfHubHTTPError("x", response=response(401)), "set HF_TOKEN"),
+    "500": (errors.HfHubHTTPError("x", response=response(500)), "answered 500"),
+    "network": (httpx2.ConnectError("refused"), "could not be reached (ConnectError)"),
+    "local": (errors.LocalEntryNotFoundError("a\nb"), "could not be reached"),
+    "disk": (OSError(28, "No space left on device"), "No space is left"),
+    "rights": (OSError(13, "Permission denied"), "could not be stored: Permission denied"),
+}
+
+
+@pytest.mark.parametrize("case", DOWNLOAD_ERRORS)
+def test_a_failed_download_names_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    raised, text = DOWNLOAD_ERRORS[case]
+
+    def snapshot_download(*args: object, local_files_only: bool = False, **options: object) -> str:
+        raise errors.LocalEntryNotFoundError("not cached") if local_files_only else raised
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert text in message("owner/m", revision="v9", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_download_asks_for_what_a_model_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    calls = []
+
+    def snapshot_download(name: str, **options: object) -> str:
+        if options.get("local_files_only"):
+            raise errors.LocalEntryNotFoundError("not cached")
+        calls.append(SimpleNamespace(name=name, **options))
+        return str(put_repo(tmp_path, name, "config.json", "model.safetensors"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    folder = resolve("o/m", revision="v2", trust_remote_code=trusted, cache_dir=tmp_path)
+    assert (folder / "config.json").is_file()
+    [call] = calls
+    assert (call.name, call.revision) == ("o/m", "v2")
+    from huggingface_hub.utils import filter_repo_objects
+
+    repo = (
+        "config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "merges.txt",
+        "chat_template.jinja", "qwen.tiktoken", "modeling_x.py", "m.gguf", "pytorch_model.bin",
+        "consolidated.safetensors", "onnx/config.json", "original/model.safetensors", "README.md",
+    )  # fmt: skip
+    kept = filter_repo_objects(
+        repo, allow_patterns=call.allow_patterns, ignore_patterns=call.ignore_patterns
+    )
+    assert tuple(kept) == repo[:6] + (("modeling_x.py",) if trusted else ())
+
+
+def test_a_repo_without_a_config_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **o: str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert "holds no config.json" in message("owner/m-GGUF")
+    (tmp_path / "config.json").write_text("{}")
+    assert "holds no weights" in message("owner/m-GGUF")

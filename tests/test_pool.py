@@ -1,0 +1,168 @@
+"""Which model a name means, what is loaded when, and which adapters a row runs under."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlx_server.core import GenerationRequest, Text, TextPrompt
+from mlx_server.errors import ModelLoadError, ModelNotFound, RequestError, Unavailable
+from mlx_server.pool import ModelPool
+
+PROMPT = "Once upon a time"
+BASE = ", there was a little girl named Lily."
+DRAGON = ", there was a little girl named Ben."
+MOON = ", there was a child named Max."
+
+
+def ask(pool: ModelPool, model: str | None = None, **fields) -> str:
+    return "".join(d.text for d in start(pool, model, **fields) if isinstance(d, Text))
+
+
+def start(pool: ModelPool, model: str | None = None, max_tokens: int = 20, **fields):
+    options = {"temperature": 0.0, "max_tokens": max_tokens} | fields.pop("options", {})
+    number = next(start.numbers)
+    return pool.generate(
+        GenerationRequest(f"r{number}", model, (TextPrompt(PROMPT),), options, **fields)
+    )
+
+
+start.numbers = iter(range(10**6))
+
+
+@pytest.fixture(scope="module")
+def place(stories: Path, tmp_path_factory) -> Path:
+    """A start directory with models, an adapter, and things that must stay out of reach."""
+    root = tmp_path_factory.mktemp("place")
+    shutil.copytree(stories / "stories260k-chat", root / "inside/chat")
+    shutil.copytree(stories / "adapters/dragon", root / "inside/dragon")
+    (root / "inside/link").symlink_to(stories / "adapters/dragon")
+    shutil.copytree(stories / "adapters/dragon", root / "outside")
+    return root / "inside"
+
+
+@pytest.fixture(scope="module")
+def pool(open_pool, stories: Path, place: Path) -> ModelPool:
+    return open_pool(
+        place,
+        model=str(stories / "stories260k"),
+        alias=("tales",),
+        lora=(f"moon={stories / 'adapters/moon'}",),
+        max_models=2,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [None, "default_model", "tales", "stories260k", "gpt-4o", "a/b", "../../etc", "/tmp"]
+)
+def test_names_of_the_loaded_model_and_unknown_ones(pool: ModelPool, name: str | None) -> None:
+    assert ask(pool, name).startswith(BASE)
+
+
+def test_adapters_by_name_and_by_path(pool: ModelPool) -> None:
+    assert ask(pool, "moon").startswith(MOON)
+    assert ask(pool, None, adapters="dragon").startswith(DRAGON)
+    assert ask(pool, "moon", adapters="./dragon").startswith(DRAGON)
+    assert ask(pool).startswith(BASE)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc", "link", "nothing", "chat", "dragon\0", ""])
+def test_adapter_paths_outside_the_start_directory_are_refused(pool: ModelPool, path: str) -> None:
+    with pytest.raises(RequestError) as error:
+        ask(pool, None, adapters=path)
+    assert error.value.param == "adapters"
+
+
+def test_a_model_under_the_start_directory_is_loaded_on_request(pool: ModelPool) -> None:
+    assert ask(pool, "chat").startswith(BASE)
+    assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name, "chat"]
+    assert ask(pool).startswith(BASE)
+
+
+def test_default_adapter_and_summed_ones(open_pool, stories: Path) -> None:
+    adapters = stories / "adapters"
+    default = open_pool(
+        stories, model=str(stories / "stories260k"), adapter_path=str(adapters / "dragon")
+    )
+    assert ask(default).startswith(DRAGON)
+    assert ask(default, None, adapters="adapters/moon").startswith(MOON)
+    everywhere = open_pool(
+        stories,
+        model=str(stories / "stories260k"),
+        lora=(str(adapters / "dragon"), f"moon={adapters / 'moon'}"),
+    )
+    assert ask(everywhere).startswith(DRAGON)
+    assert not ask(everywhere, "moon").startswith((MOON, DRAGON))
+    scaled = everywhere._adapters(everywhere._entries[everywhere.default_name], "moon", None)
+    assert [scale for _, scale in scaled] == [1.0, 1.0]
+
+
+def test_strict_names(open_pool, stories: Path) -> None:
+    strict = open_pool(model=str(stories / "stories260k"), strict_model_names=True)
+    assert ask(strict).startswith(BASE)
+    with pytest.raises(ModelNotFound, match="gpt-4o"):
+        ask(strict, "gpt-4o")
+
+
+def test_the_least_recently_used_model_goes_when_its_rows_are_done(
+    open_pool, stories: Path, place: Path
+) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    running = iter(start(pool, max_tokens=400, options={"ignore_eos": True}))
+    for _ in range(5):
+        next(running)
+    other: list[str] = []
+    waiting = threading.Thread(target=lambda: other.append(ask(pool, "chat")))
+    waiting.start()
+    waiting.join(0.2)
+    assert not other
+    text = "".join(d.text for d in running if isinstance(d, Text))
+    assert len(text) > 400
+    waiting.join(20)
+    assert other and other[0].startswith(BASE)
+    assert [c.id for c in pool.cards() if c.loaded] == ["chat"]
+    # Without a name the model that is loaded answers; by its name the first one returns.
+    assert ask(pool).startswith(BASE)
+    assert [c.id for c in pool.cards() if c.loaded] == ["chat"]
+    assert ask(pool, pool.default_name).startswith(BASE)
+    assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name]
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_server_usable(
+    open_pool, stories: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stories / "stories260k", tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"not weights")
+    pool = open_pool(tmp_path, model=str(stories / "stories260k"))
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"model\.safetensors"):
+            ask(pool, "broken")
+        assert ask(pool).startswith(BASE)
+
+
+def test_before_the_model_is_loaded_requests_are_told_so(stories: Path) -> None:
+    from mlx_server.config import Config
+    from mlx_server.engine.worker import Worker
+
+    pool = ModelPool(Config(model=str(stories / "stories260k")), Worker(8))
+    with pytest.raises(Unavailable, match="Loading model"):
+        ask(pool)
+    with pytest.raises(Unavailable):
+        pool.check_ready()
+
+
+def test_a_wrong_model_fails_in_one_line(open_pool, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError) as error:
+        open_pool(model=str(tmp_path / "nowhere"))
+    assert "nowhere" in error.value.message and "\n" not in error.value.message
+
+
+def test_a_request_that_is_refused_holds_nothing(pool: ModelPool) -> None:
+    for fields in ({"options": {"logit_bias": ((10**6, 1.0),)}}, {"adapters": "nothing"}):
+        with pytest.raises(RequestError):
+            ask(pool, None, **fields)
+    start(pool).cancel()
+    assert all(entry.num_active == 0 for entry in pool._entries.values())

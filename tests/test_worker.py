@@ -1,0 +1,120 @@
+"""The worker: a bounded queue, deadlines, and nobody left waiting."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from models import make_engine, make_pair, random_prompts, request
+
+from mlx_server.core import GenerationRequest, StepOutput, Text, TextPrompt
+from mlx_server.engine.worker import Worker
+from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
+
+
+@pytest.fixture
+def worker():
+    worker = Worker(max_waiting=4)
+    worker.start()
+    worker.call(lambda engines: engines.__setitem__("m", make_engine(make_pair()[1], batch=1)))
+    yield worker
+    worker.stop()
+
+
+def submit(worker: Worker, name: str, **options) -> queue.SimpleQueue[StepOutput]:
+    outbox: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+    worker.submit("m", request(name, random_prompts([5])[0], **options), outbox)
+    return outbox
+
+
+def last(outbox: queue.SimpleQueue[StepOutput]) -> StepOutput:
+    while True:
+        step = outbox.get(timeout=20)
+        if step.error is not None or any(o.finish_reason for o in step.outputs):
+            return step
+
+
+def test_more_than_may_wait_are_told_to_come_back(worker: Worker) -> None:
+    running = [submit(worker, "r0", max_tokens=2000)]
+    with pytest.raises(Unavailable) as error:
+        for i in range(1, 10):
+            running.append(submit(worker, f"r{i}", max_tokens=2000))
+            time.sleep(0.02)
+    assert error.value.retry_after
+    assert 4 <= len(running) <= 6
+    for i in range(len(running)):
+        worker.abort(f"r{i}")
+    worker.call(lambda engines: engines["m"].step())  # behind the aborts in the inbox
+    time.sleep(0.1)
+    assert last(submit(worker, "after")).outputs[0].finish_reason == "length"
+
+
+def test_stopping_ends_every_request_with_an_error(worker: Worker) -> None:
+    outboxes = [submit(worker, f"r{i}", max_tokens=2000) for i in range(3)]
+    worker.stop()
+    assert all(isinstance(last(outbox).error, Unavailable) for outbox in outboxes)
+    with pytest.raises(Unavailable):
+        submit(worker, "late")
+
+
+def test_an_unknown_engine_and_a_failing_call_harm_nobody(worker: Worker) -> None:
+    outbox: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+    worker.submit("gone", request("r", [1, 2]), outbox)
+    assert isinstance(last(outbox).error, Unavailable)
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda engines: 1 / 0)
+    assert last(submit(worker, "after")).outputs
+
+
+def test_a_fault_of_the_engine_itself_ends_its_requests_and_nothing_else(
+    worker: Worker, monkeypatch
+) -> None:
+    outbox = submit(worker, "r", max_tokens=2000)
+    outbox.get(timeout=20)
+
+    def break_it(engines) -> None:
+        scheduler = engines["m"].scheduler
+        scheduler.schedule = lambda: 1 / 0
+
+    worker.call(break_it)
+    assert isinstance(last(outbox).error, ServerError)
+    worker.call(lambda engines: engines["m"].scheduler.__dict__.pop("schedule"))
+    assert last(submit(worker, "after")).outputs[0].finish_reason == "length"
+
+
+def test_a_deadline_ends_the_request_and_frees_its_row(open_pool, stories: Path) -> None:
+    pool = open_pool(model=str(stories / "stories260k"))
+    options = {"ignore_eos": True, "max_tokens": 500}
+    many = GenerationRequest("d", None, (TextPrompt("Once"),) * 40, options, timeout=0.3)
+    with pytest.raises(DeadlineExceeded):
+        for _ in pool.generate(many):
+            pass
+    assert all(entry.num_active == 0 for entry in pool._entries.values())
+    rows = pool.worker.call(
+        lambda engines: [e.num_running + e.num_waiting for e in engines.values()]
+    )
+    assert rows == [0]
+
+
+def test_cancelling_from_another_thread_ends_the_iteration(open_pool, stories: Path) -> None:
+    pool = open_pool(model=str(stories / "stories260k"))
+    options = {"ignore_eos": True, "max_tokens": 500}
+    generation = pool.generate(GenerationRequest("c", None, (TextPrompt("Once"),), options))
+    seen = []
+
+    def read() -> None:
+        try:
+            seen.extend(d for d in generation if isinstance(d, Text))
+        except ServerError as error:
+            seen.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(0.1)
+    generation.cancel()
+    reader.join(5)
+    assert not reader.is_alive()
+    assert isinstance(seen[-1], ServerError)
