@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
@@ -140,15 +141,17 @@ def serve(config: Config) -> int:
     # Signals reach the main thread only while it waits in short turns.
     while not stopping.wait(0.5):
         pass
-    if isinstance(loading.error, ModelLoadError):
+    if loading.error is None:
+        log.info("stopping")
+    elif isinstance(loading.error, ModelLoadError):
         print(f"mlx_server: {loading.error.message}", file=sys.stderr)
-        return 1
-    if loading.error is not None:
-        return 1
-    log.info("stopping")
-    server.stop(GRACE)
-    worker.stop(timeout=GRACE)
-    return 0
+    code = 0 if loading.error is None else 1
+    server.stop(GRACE if code == 0 else 0)
+    if not worker.stop(timeout=GRACE):
+        # It is deep in a step; MLX would abort if the process ended around it.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 class _Loading(threading.Thread):

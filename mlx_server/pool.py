@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class ModelPool:
     def generate(self, request: GenerationRequest) -> Generation:
         """Accept the request, or raise what is wrong with it or with us."""
         self.check_ready()
+        if request.timeout is None:
+            request = replace(request, timeout=self.config.request_timeout)
         name, adapter = self._resolve(request.model)
         lease = self._lease(name)
         try:

@@ -44,7 +44,7 @@ ARGS = ModelArgs(
     num_key_value_heads=2,
     rms_norm_eps=1e-5,
     vocab_size=1024,
-    max_position_embeddings=4096,
+    max_position_embeddings=16384,
     rope_theta=10000.0,
     tie_word_embeddings=True,
 )

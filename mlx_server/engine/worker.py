@@ -101,10 +101,11 @@ class Worker:
         self._inbox.put(Control(function, future))
         return future.result()
 
-    def stop(self, timeout: float = 10.0) -> None:
-        """End every request with an error and the thread with it."""
+    def stop(self, timeout: float = 10.0) -> bool:
+        """End every request with an error and the thread with it; False if it takes longer."""
         self._inbox.put(Stop())
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     # ------------------------------------------------------------ on the engine thread
 

@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 PROBE_TOKENS = 2
 """Length of the probe's prompt."""
 
+PROBE_ROWS = 11
+"""Rows of the probe's batch: as many as no model has heads, so that a mask that
+is broadcast over the wrong axis (Gemma 2's) does not pass for right."""
+
 SPLIT_FROM = 64
 """Positions without logits that are worth a call of their own."""
 
@@ -91,19 +95,20 @@ class ZooModel(ServedModel):
     def _batchable(self, caches: list[Any], model_type: str) -> bool:
         """Whether rows can decode in one call.
 
-        Some modules compute with a cache's offset as if it were one number
-        although its class has a batch form: that shows when the pass is built.
+        Some modules compute with a cache's offset as if it were one number, or
+        shape the mask for one row, although the cache has a batch form: that
+        shows when the pass is built.
         """
         if not all(_has_batch_form(leaf) for leaf in _leaves(caches)):
             return False
         try:
-            other, _ = self._probe()
-            merged = [a.merge([a, b]) for a, b in zip(caches, other, strict=True)]
-            logits = self._call(mx.zeros((2, 1), mx.int32), merged, [(), ()])
+            merged = [cache.merge([cache] * PROBE_ROWS) for cache in caches]
+            tokens = mx.zeros((PROBE_ROWS, 1), mx.int32)
+            logits = self._call(tokens, merged, [()] * PROBE_ROWS)
         except Exception as error:
             log.info("%s decodes row by row, its module takes no batch: %r", model_type, error)
             return False
-        return logits.shape[:2] == (2, 1)
+        return logits.shape[:2] == (PROBE_ROWS, 1)
 
     # ------------------------------------------------------------ one step
 

@@ -1,0 +1,185 @@
+"""The command as a user runs it: flags, environment, messages, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from mlx_server.cli import read_config
+from mlx_server.config import Config
+
+COMMAND = [sys.executable, "-m", "mlx_server"]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(*flags: str, **environ: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    port = free_port()
+    process = subprocess.Popen(
+        [*COMMAND, "--port", str(port), *flags],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environ},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def wait_until_ready(url: str) -> None:
+    for _ in range(600):
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(url + "/health").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the server does not become ready")
+
+
+def test_flags_come_before_the_environment_and_that_before_the_defaults(monkeypatch) -> None:
+    monkeypatch.setenv("MLX_SERVER_PORT", "1234")
+    monkeypatch.setenv("MLX_SERVER_TEMP", "0.5")
+    monkeypatch.setenv("MLX_SERVER_LORA", "a=x,b=y")
+    monkeypatch.setenv("MLX_SERVER_STRICT_MODEL_NAMES", "true")
+    config = read_config(["--temp", "0.25", "--allowed-origins", '["http://a", "http://b"]'])
+    assert (config.port, config.temp, config.host) == (1234, 0.25, Config().host)
+    assert config.lora == ("a=x", "b=y")
+    assert config.strict_model_names
+    assert config.allowed_origins == ("http://a", "http://b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        (["--max-tokens", "-1"], {"max_tokens": None}),
+        (["--lora", "a=b", "--lora", "c"], {"lora": ("a=b", "c")}),
+        (["--max-request-bytes", "2MiB"], {"max_request_bytes": 2 * 2**20}),
+        (["--max-kv-bytes", "1.5GB"], {"max_kv_bytes": 1_500_000_000}),
+        (["--chat-template-args", '{"a": 1}'], {"chat_template_args": {"a": 1}}),
+        (
+            ["--allowed-origins", "http://a, http://b"],
+            {"allowed_origins": ("http://a", "http://b")},
+        ),
+        (["--log-level", "debug"], {"log_level": "DEBUG"}),
+        (["--trust-remote-code"], {"trust_remote_code": True}),
+    ],
+)
+def test_flags(flags: list[str], values: dict) -> None:
+    config = read_config(flags)
+    assert {name: getattr(config, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "70000"], "between 0 and 65535"),
+        (["--max-tokens", "0"], "at least 1"),
+        (["--chat-template-args", "[1]"], "JSON object"),
+        (["--top-p", "1.5"], "between 0 and 1"),
+        (["--max-request-bytes", "much"], "--max-request-bytes"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_wrong_flags_are_named(flags: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as error:
+        read_config(flags)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_variable_is_named(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MLX_SERVER_PORT", "many")
+    with pytest.raises(SystemExit):
+        read_config([])
+    assert "MLX_SERVER_PORT" in capsys.readouterr().err
+
+
+def test_help_names_every_flag_and_imports_no_model_code() -> None:
+    code = (
+        "import sys, contextlib\n"
+        "from mlx_server.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "print([m for m in ('mlx', 'transformers', 'pydantic', 'numpy') if m in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.rstrip().endswith("[]")
+    assert "--strict-model-names" in shown and "--max-kv-bytes" in shown
+
+
+def test_a_model_that_cannot_be_found_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    with running("--model", str(tmp_path / "nowhere")) as (process, _):
+        assert process.wait(30) == 1
+        lines = [line for line in process.stderr.read().splitlines() if " INFO " not in line]
+    assert len(lines) == 1 and "nowhere" in lines[0]
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_1() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        found = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert len(found.stderr.splitlines()) == 1 and port in found.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_with_code_0_though_a_stream_runs(number: int, stories: Path) -> None:
+    with running("--model", str(stories / "stories260k")) as (process, url):
+        wait_until_ready(url)
+        body = {"prompt": ["Once"] * 30, "stream": True, "ignore_eos": True, "max_tokens": 500}
+        with requests.post(url + "/v1/completions", json=body, stream=True) as stream:
+            next(stream.iter_lines())
+            process.send_signal(number)
+            assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_the_demo_model_talks_without_a_network() -> None:
+    with running() as (process, url):
+        wait_until_ready(url)
+        models = requests.get(url + "/v1/models").json()["data"]
+        assert models[0]["id"] == "demo"
+        body = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+        reply = requests.post(url + "/v1/chat/completions", json=body).json()
+        assert reply["choices"][0]["finish_reason"] == "stop"
+        assert len(reply["choices"][0]["message"]["content"]) > 5
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "--model" in process.stderr.read()
+
+
+def test_settings_reach_the_model(stories: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{{ tail }}{% endfor %}")
+    flags = ["--model", str(stories / "stories260k-chat"), "--chat-template", str(template)]
+    flags += ["--chat-template-args", json.dumps({"tail": " upon a time"}), "--temp", "0"]
+    with running(*flags, MLX_SERVER_MAX_TOKENS="12", MLX_SERVER_API_KEY="secret") as (_, url):
+        wait_until_ready(url)
+        body = {"messages": [{"role": "user", "content": "Once"}]}
+        path = url + "/v1/chat/completions"
+        assert requests.post(path, json=body).status_code == 401
+        reply = requests.post(path, json=body, headers={"Authorization": "Bearer secret"}).json()
+        assert reply["usage"]["completion_tokens"] == 12
+        assert reply["choices"][0]["message"]["content"].startswith(", there was a little")
