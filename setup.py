@@ -37,7 +37,7 @@ setup(
         "tokenizers>=0.22,<1",
         "jinja2>=3.1,<4",
         "numpy>=1.26,<3",
-        "pydantic>=2,<3",
+        "pydantic>=2.8,<3",
     ],
     extras_require={
         "cuda": ['mlx[cuda13]>=0.32.2,<0.33; sys_platform == "linux"'],

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import llama as reference
+from models import CONFIG, make_pair
+from models import random_prompts as prompts
 
 from mlx_server.models.base import Row
-from mlx_server.models.llama import LlamaModel, Model, ModelArgs
+from mlx_server.models.llama import LlamaModel
 
-BASE = dict(
-    model_type="llama",
-    hidden_size=64,
-    num_hidden_layers=3,
-    intermediate_size=128,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    rms_norm_eps=1e-5,
-    vocab_size=101,
-    max_position_embeddings=512,
-)
+BASE = CONFIG | {"max_position_embeddings": 512}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -40,42 +29,22 @@ LONGROPE = {
 SLIDING = ["full_attention", "sliding_attention", "sliding_attention"]
 CONFIGS = {
     "plain": {},
-    "untied": dict(tie_word_embeddings=False),
-    "biases": dict(attention_bias=True, mlp_bias=True),
-    "multi_head": dict(num_key_value_heads=None),
-    "wide_heads": dict(head_dim=32),
-    "mistral": dict(model_type="mistral", sliding_window=None, tie_word_embeddings=False),
-    "traditional": dict(rope_traditional=True, rope_theta=500000.0),
-    "linear": dict(rope_scaling={"type": "linear", "factor": 2.5}),
-    "llama3": dict(rope_scaling=LLAMA3),
-    "yarn": dict(rope_scaling=YARN),
-    "yarn_mscale": dict(rope_scaling=YARN | {"mscale": 0.7, "mscale_all_dim": 0.3}),
-    "longrope": dict(rope_scaling=LONGROPE),
-    "proportional": dict(rope_scaling={"type": "proportional", "partial_rotary_factor": 0.5}),
-    "sliding": dict(layer_types=SLIDING, sliding_window=7),
-    "sliding_wide": dict(layer_types=SLIDING, sliding_window=300),
+    "untied": {"tie_word_embeddings": False},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "multi_head": {"num_key_value_heads": None},
+    "wide_heads": {"head_dim": 32},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "tie_word_embeddings": False},
+    "traditional": {"rope_traditional": True, "rope_theta": 500000.0},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 2.5}},
+    "llama3": {"rope_scaling": LLAMA3},
+    "yarn": {"rope_scaling": YARN},
+    "yarn_mscale": {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 0.3}},
+    "longrope": {"rope_scaling": LONGROPE},
+    "proportional": {"rope_scaling": {"type": "proportional", "partial_rotary_factor": 0.5}},
+    "sliding": {"layer_types": SLIDING, "sliding_window": 7},
+    "sliding_wide": {"layer_types": SLIDING, "sliding_window": 300},
 }
 LENGTHS = [5, 23, 40, 1]
-
-
-def make_pair(config: dict, bits: int | None = None, seed: int = 0):
-    """The same random weights in mlx_lm's Llama and in ours."""
-    mx.random.seed(seed)
-    theirs = reference.Model(reference.ModelArgs.from_dict(config))
-    ours = Model(ModelArgs.from_dict(config))
-    theirs.update(
-        tree_map(lambda p: mx.random.normal(p.shape) * 0.15 + (p.ndim == 1), theirs.parameters())
-    )
-    if bits:
-        nn.quantize(theirs, group_size=32, bits=bits)
-        nn.quantize(ours, group_size=32, bits=bits)
-    ours.load_weights(tree_flatten(theirs.parameters()), strict=True)
-    return theirs, LlamaModel(ours, config["max_position_embeddings"])
-
-
-def prompts(lengths: list[int], seed: int = 1) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, BASE["vocab_size"], n).tolist() for n in lengths]
 
 
 def expected_logits(theirs, tokens: list[int]) -> np.ndarray:
@@ -149,9 +118,10 @@ def test_quantised_weights_equal_mlx_lm(bits: int) -> None:
 def test_dynamic_scaling_equals_mlx_lm_token_by_token() -> None:
     # Past the trained length the base depends on the length so far, so mlx_lm's
     # result depends on the chunks; a token at a time both agree.
-    config = BASE | dict(
-        rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=16
-    )
+    config = BASE | {
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        "max_position_embeddings": 16,
+    }
     theirs, ours = make_pair(config)
     (tokens,) = prompts([40])
     cache = theirs.make_cache()

@@ -160,9 +160,7 @@ class Dialect(ABC):
             return StreamReply(self._events(generation, formatter))
         return JsonReply(formatter.collect(generation))
 
-    def _events(
-        self, generation: Generation, formatter: Formatter
-    ) -> Iterator[Json | str | None]:
+    def _events(self, generation: Generation, formatter: Formatter) -> Iterator[Json | str | None]:
         try:
             for delta in generation:
                 if isinstance(delta, Heartbeat):
