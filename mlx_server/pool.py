@@ -16,17 +16,13 @@ from mlx_server.core import AdapterScale, GenerationRequest, ModelCard
 from mlx_server.engine.engine import Engine, Limits
 from mlx_server.engine.loading import EngineInfo, load_engine, unload
 from mlx_server.engine.worker import Worker
-from mlx_server.errors import ModelLoadError, ModelNotFound, RequestError, Unavailable
+from mlx_server.errors import ModelLoadError, RequestError, Unavailable
 from mlx_server.llm import LLM, Generation
 from mlx_server.models import hub
+from mlx_server.names import Names, unknown
 from mlx_server.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-DEFAULT_NAME = "default_model"
-"""What mlx_lm's clients call the model the server was started with."""
-
-DEMO_NAME = "demo"
 
 
 @dataclass(eq=False)
@@ -74,9 +70,8 @@ class ModelPool:
     def __init__(self, config: Config, worker: Worker, start_dir: Path | None = None) -> None:
         self.config = config
         self.worker = worker
-        self.start_dir = start_dir or Path.cwd()
-        self.default_name = config.model or DEMO_NAME
-        self._named, self._global = _lora_arguments(config.lora)
+        self.names = Names(config, start_dir or Path.cwd())
+        self.default_name = self.names.default
         self._entries: dict[str, Entry] = {}
         self._created = int(time.time())
         self._ready = False
@@ -99,7 +94,7 @@ class ModelPool:
         self.check_ready()
         if request.timeout is None:
             request = replace(request, timeout=self.config.request_timeout)
-        name, adapter = self._resolve(request.model)
+        name, adapter = self.names.resolve(request.model, self._paths(), self._current())
         lease = self._lease(name)
         try:
             adapters = self._adapters(lease.entry, adapter, request.adapters)
@@ -116,7 +111,7 @@ class ModelPool:
         cards = [self._card(entry) for entry in loaded]
         cards += [
             ModelCard(id=name, created=self._created, parent=self.default_name, root=str(path))
-            for name, path in self._named.items()
+            for name, path in self.names.adapters.items()
         ]
         known = {card.id for card in cards}
         cards += [
@@ -130,10 +125,11 @@ class ModelPool:
         for card in self.cards():
             if card.id == name:
                 return card
-        entry = self._entries.get(self._loaded_name(name) or "")
-        if entry is not None:
-            return self._card(entry)
-        raise ModelNotFound(f"There is no model {name!r}; GET /v1/models lists them.")
+        loaded = self.names.loaded(name, self._paths(), self._current())
+        entry = self._entries.get(loaded or "")
+        if entry is None:
+            raise unknown(name)
+        return self._card(entry)
 
     def _card(self, entry: Entry) -> ModelCard:
         return ModelCard(
@@ -144,52 +140,15 @@ class ModelPool:
             context_length=entry.llm.context_length,
         )
 
-    # ------------------------------------------------------------ names
-
     def _current(self) -> str:
         """The loaded model that a request without a name gets."""
-        if self.default_name in self._entries or not self._entries:
+        entries = dict(self._entries)
+        if self.default_name in entries or not entries:
             return self.default_name
-        return max(self._entries, key=lambda name: self._entries[name].used)
+        return max(entries, key=lambda name: entries[name].used)
 
-    def _loaded_name(self, name: str | None) -> str | None:
-        """The loaded model that `name` is an id, path, short name or alias of."""
-        if name is None or name == DEFAULT_NAME:
-            return self._current()
-        if name in self.config.alias and self.default_name in self._entries:
-            return self.default_name
-        for key, entry in list(self._entries.items()):
-            if name in (key, str(entry.path), Path(key).name):
-                return key
-        return None
-
-    def _resolve(self, name: str | None) -> tuple[str, str | None]:
-        """(model, adapter) that a request's `model` asks for.
-
-        Raises:
-            ModelNotFound: With --strict-model-names, for a name nobody knows.
-        """
-        loaded = self._loaded_name(name)
-        if loaded is not None:
-            return loaded, None
-        assert name is not None
-        if name in self._named:
-            return self.default_name, name
-        if name == self.default_name or name in self.config.alias:
-            return self.default_name, None
-        if self._find(name) is not None:
-            return name, None
-        if self.config.strict_model_names:
-            raise ModelNotFound(
-                f"There is no model {name!r}; GET /v1/models lists them.", param="model"
-            )
-        if self.config.allow_download and "/" in name and hub.is_repo_id(name):
-            return name, None
-        return self._current(), None
-
-    def _find(self, name: str) -> Path | None:
-        """Where a model lies that a request may have loaded, without the network."""
-        return hub.local_folder(name, self.start_dir) or hub.find_cached(name)
+    def _paths(self) -> dict[str, Path]:
+        return {name: entry.path for name, entry in list(self._entries.items())}
 
     # ------------------------------------------------------------ models in memory
 
@@ -239,14 +198,14 @@ class ModelPool:
     def _load(self, name: str) -> Entry:
         config = self.config
         is_default = name == self.default_name
-        if name == DEMO_NAME and config.model is None:
+        if config.model is None and is_default:
             path = demo.path()
         elif is_default:
             path = hub.resolve(
                 name, revision=config.revision, trust_remote_code=config.trust_remote_code
             )
         else:
-            path = self._find(name) or hub.resolve(name, allow_download=config.allow_download)
+            path = self.names.find(name) or hub.resolve(name, allow_download=config.allow_download)
         limits = Limits(
             config.max_batch_size,
             config.prefill_chunk_size,
@@ -264,7 +223,8 @@ class ModelPool:
         try:
             entry = self._entry(name, path, info)
             if is_default:
-                self._load_configured_adapters(entry)
+                for folder in self.names.configured():
+                    self._adapter(entry, folder)
         except Exception:
             self.worker.call(lambda engines: unload(engines, name))
             raise
@@ -294,15 +254,9 @@ class ModelPool:
 
     # ------------------------------------------------------------ adapters
 
-    def _load_configured_adapters(self, entry: Entry) -> None:
-        paths = [*self._global, *self._named.values()]
-        if self.config.adapter_path is not None:
-            paths.append(Path(self.config.adapter_path))
-        for path in paths:
-            self._adapter(entry, path.expanduser().resolve())
-
     def _adapter(self, entry: Entry, folder: Path) -> str:
         """The engine's name for the adapter in `folder`, loaded if need be."""
+        folder = folder.expanduser().resolve()
         with self._adapting:
             if folder not in entry.adapters:
                 name = str(folder)
@@ -315,47 +269,15 @@ class ModelPool:
     def _adapters(
         self, entry: Entry, named: str | None, requested: str | None
     ) -> tuple[AdapterScale, ...]:
-        """The sorted (adapter, scale) pairs of a request's rows.
-
-        The request's own adapter, or the one its `model` names, takes the place
-        of --adapter-path; those of --lora PATH apply to every request.
-        """
-        is_default = entry.llm.name == self.default_name
-        folders = list(self._global) if is_default else []
-        if requested is not None:
-            folder = hub.local_folder(requested, self.start_dir, marker="adapter_config.json")
-            if folder is None:
-                raise RequestError(
-                    f"There is no adapter {requested!r} under the directory the server was "
-                    "started in (a relative path to a folder with adapter_config.json).",
-                    param="adapters",
-                )
-            folders.append(folder)
-        elif named is not None:
-            folders.append(self._named[named])
-        elif self.config.adapter_path is not None and is_default:
-            folders.append(Path(self.config.adapter_path))
-        try:
-            names = [self._adapter(entry, f.expanduser().resolve()) for f in folders]
-        except ModelLoadError as error:
-            raise RequestError(error.message, param="adapters") from error
+        """The sorted (adapter, scale) pairs of a request's rows."""
         scales: dict[str, float] = {}
-        for name in names:
+        for folder in self.names.adapter_folders(entry.llm.name, named, requested):
+            try:
+                name = self._adapter(entry, folder)
+            except ModelLoadError as error:
+                raise RequestError(error.message, param="adapters") from error
             scales[name] = scales.get(name, 0.0) + 1.0
         return tuple(sorted(scales.items()))
-
-
-def _lora_arguments(values: tuple[str, ...]) -> tuple[dict[str, Path], list[Path]]:
-    """--lora NAME=PATH → ids of their own; --lora PATH → adapters of every request."""
-    named: dict[str, Path] = {}
-    everywhere: list[Path] = []
-    for value in values:
-        name, equals, path = value.partition("=")
-        if equals:
-            named[name] = Path(path)
-        else:
-            everywhere.append(Path(value))
-    return named, everywhere
 
 
 def _flag_defaults(config: Config) -> Mapping[str, Any]:

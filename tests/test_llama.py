@@ -9,7 +9,8 @@ from models import CONFIG, make_pair
 from models import random_prompts as prompts
 
 from mlx_server.models.base import Row
-from mlx_server.models.llama import LlamaModel
+from mlx_server.models.llama import LlamaModel, ModelArgs
+from mlx_server.models.rope import make_rope
 
 BASE = CONFIG | {"max_position_embeddings": 512}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -130,6 +131,19 @@ def test_dynamic_scaling_equals_mlx_lm_token_by_token() -> None:
     for _ in tokens:
         driver.step([1])
     np.testing.assert_allclose(driver.logits[0], expected, atol=1e-4)
+
+
+def test_rope_settings_in_the_form_of_transformers_5() -> None:
+    old = ModelArgs.from_dict(BASE | {"rope_theta": 5e5, "rope_scaling": LLAMA3})
+    new = ModelArgs.from_dict(BASE | {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}})
+    plain = ModelArgs.from_dict(BASE | {"rope_parameters": {"rope_theta": 5e5}})
+    ropes = [
+        make_rope(16, args.rope_theta, False, args.rope_scaling, 512) for args in (old, new, plain)
+    ]
+    x = mx.random.normal((3, 1, 1, 16), key=mx.random.key(0))
+    turned = [np.array(rope(x, mx.array([0, 100, 400]))) for rope in ropes]
+    np.testing.assert_array_equal(turned[0], turned[1])
+    assert not np.allclose(turned[0], turned[2])
 
 
 def test_a_row_that_outgrows_its_slot_moves_and_disturbs_nobody() -> None:

@@ -63,7 +63,13 @@ class ModelArgs:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
         known = inspect.signature(cls).parameters
-        return cls(**{name: value for name, value in config.items() if name in known})
+        fields = {name: value for name, value in config.items() if name in known}
+        # transformers 5 writes base and scaling together.
+        rope = config.get("rope_parameters")
+        if rope and "rope_theta" in rope:
+            fields.setdefault("rope_theta", rope["rope_theta"])
+            fields["rope_scaling"] = fields.get("rope_scaling") or rope
+        return cls(**fields)
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
