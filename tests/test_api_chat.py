@@ -208,7 +208,7 @@ INTEGER_FIELDS = (
     "repetition_context_size", "presence_context_size", "frequency_context_size", "logprobs",
 )  # fmt: skip
 OUT_OF_RANGE = {
-    "temperature": (-0.1, math.inf, math.nan, 10**400),
+    "temperature": (-0.1, 100.5, math.inf, math.nan, 10**400),
     "top_p": (-0.1, 1.01),
     "min_p": (-0.1, 1.01),
     "top_k": (-2, 2**40),

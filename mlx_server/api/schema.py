@@ -35,7 +35,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 def number(low: float = -math.inf, high: float = math.inf, *, exclusive: bool = False) -> Check:
     """A finite number within the bounds; `exclusive` leaves `low` itself out."""
     if high < math.inf:
-        allowed = f"must be a number between {low:g} and {high:g}"
+        start = f"above {low:g} and at most" if exclusive else f"between {low:g} and"
+        allowed = f"must be a number {start} {high:g}"
     else:
         allowed = f"must be a number {'above' if exclusive else 'of at least'} {low:g}"
 
@@ -238,7 +239,7 @@ class GenerationFields(BaseModel):
     stream: OptionalFlag = None
     stream_options: StreamOptions | None = None
 
-    temperature: Annotated[float | None, optional(number(0))] = None
+    temperature: Annotated[float | None, optional(number(0, 100))] = None
     top_p: Probability = None
     top_k: Annotated[int | None, optional(top_k_or_all)] = None
     min_p: Probability = None
@@ -248,7 +249,7 @@ class GenerationFields(BaseModel):
     stop: Annotated[tuple[str, ...] | None, optional(stop_strings)] = None
     ignore_eos: OptionalFlag = None
     logit_bias: Annotated[tuple[tuple[int, float], ...] | None, optional(bias_pairs)] = None
-    repetition_penalty: Annotated[float | None, optional(number(0, exclusive=True))] = None
+    repetition_penalty: Annotated[float | None, optional(number(0, 100, exclusive=True))] = None
     repetition_context_size: OptionalSize = None
     presence_penalty: Penalty = None
     presence_context_size: OptionalSize = None
