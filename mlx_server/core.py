@@ -201,13 +201,20 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A generated (or echoed) token. `logprob` is None for a prompt's first token."""
+    """A generated (or echoed) token.
+
+    Args:
+        logprob: None for a prompt's first token.
+        offset: Characters of the choice's text before the token's own; a token that is
+            a part of a character points at that.
+    """
 
     id: int
     token: str
     bytes: bytes
     logprob: float | None
     top: tuple[TopLogprob, ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,4 +244,4 @@ def _echo_of(
     prompt = request.prompts[place]
     if isinstance(prompt, TextPrompt):
         return prompt.text
-    return llm.tokenizer.decode(engine_request.token_ids)
+    return llm.tokenizer.decode(engine_request.token_ids, skip_special_tokens=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,10 +167,11 @@ def test_choices_are_counted_over_prompts_and_copies() -> None:
 
 
 def test_legacy_logprobs_with_echo() -> None:
-    prompt = Text(0, "Hi", (TokenLogprob(1, "H", b"H", None), token("i", -0.25, 2)))
-    reply = Text(
-        0, "!", (TokenLogprob(9, "!", b"!", -math.inf, (TopLogprob(8, "?", b"?", -1.0),)),)
+    prompt = Text(
+        0, "Hi", (TokenLogprob(1, "H", b"H", None), replace(token("i", -0.25, 2), offset=1))
     )
+    best = (TopLogprob(8, "?", b"?", -1.0),)
+    reply = Text(0, "!", (TokenLogprob(9, "!", b"!", -math.inf, best, offset=2),))
     pool = FakePool(whole_run({0: [prompt, reply]}, {0: "stop"}))
     body = reply_body(pool, COMPLETIONS, {"prompt": "Hi", "echo": True, "logprobs": 2})
     assert body["choices"][0]["text"] == "Hi!"
@@ -180,33 +181,6 @@ def test_legacy_logprobs_with_echo() -> None:
         "top_logprobs": [None, {"i": -0.5, "i1": -1.5}, {"?": -1.0, "!": -9999.0}],
         "text_offset": [0, 1, 2],
     }
-
-
-def test_tokens_cut_off_by_a_stop_string_point_at_the_end() -> None:
-    piece = Text(0, "ab", (token("a"), token("bSTO"), token("P")))
-    pool = FakePool(whole_run({0: [piece]}, {0: "stop"}))
-    body = reply_body(pool, COMPLETIONS, {"prompt": "x", "logprobs": 0})
-    assert body["choices"][0]["logprobs"]["text_offset"] == [0, 1, 2]
-
-
-@UNTIMED
-@given(st.data())
-def test_text_offsets_point_at_the_character_a_token_is_a_part_of(data: st.DataObject) -> None:
-    words = data.draw(st.lists(st.text("aé€😀", min_size=1, max_size=4), min_size=1, max_size=4))
-    pieces, expected, characters = [], [], 0
-    for word in words:
-        raw = word.encode()
-        cuts = data.draw(st.sets(st.integers(1, len(raw) - 1))) if len(raw) > 1 else set()
-        edges = [0, *sorted(cuts), len(raw)]
-        # Which character of the text each byte belongs to.
-        owner = [characters + i for i, char in enumerate(word) for _ in char.encode()]
-        expected += [owner[edge] for edge in edges[:-1]]
-        characters += len(word)
-        tokens = tuple(TokenLogprob(0, "t", raw[a:b], -1.0) for a, b in itertools.pairwise(edges))
-        pieces.append(Text(0, word, tokens))
-    pool = FakePool(whole_run({0: pieces}, {0: "stop"}))
-    body = reply_body(pool, COMPLETIONS, {"prompt": "x", "logprobs": 0})
-    assert body["choices"][0]["logprobs"]["text_offset"] == expected
 
 
 def fold(events: list[Any]) -> dict:

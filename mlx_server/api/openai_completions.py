@@ -93,12 +93,8 @@ class CompletionFormatter(OpenAIFormatter):
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, request: GenerationRequest, model: str) -> None:
-        super().__init__(request, model)
-        self._offsets = [0] * self._num_choices
-
     def logprobs_renderer(self, form: str | None) -> Callable[[Text], Logprobs] | None:
-        return None if form is None else self._legacy_logprobs
+        return None if form is None else _legacy_logprobs
 
     def opening(self, index: int) -> None:
         return None
@@ -109,17 +105,16 @@ class CompletionFormatter(OpenAIFormatter):
     def whole(self, index: int, text: str) -> Json:
         return {"index": index, "text": text}
 
-    def _legacy_logprobs(self, delta: Text) -> Logprobs:
-        start = self._offsets[delta.index]
-        self._offsets[delta.index] = start + len(delta.text)
-        return {
-            "tokens": [token.token for token in delta.tokens],
-            "token_logprobs": [
-                None if token.logprob is None else finite(token.logprob) for token in delta.tokens
-            ],
-            "top_logprobs": [_alternatives(token) for token in delta.tokens],
-            "text_offset": [start + offset for offset in _offsets_within(delta)],
-        }
+
+def _legacy_logprobs(delta: Text) -> Logprobs:
+    return {
+        "tokens": [token.token for token in delta.tokens],
+        "token_logprobs": [
+            None if token.logprob is None else finite(token.logprob) for token in delta.tokens
+        ],
+        "top_logprobs": [_alternatives(token) for token in delta.tokens],
+        "text_offset": [token.offset for token in delta.tokens],
+    }
 
 
 def _alternatives(token: TokenLogprob) -> dict[str, float] | None:
@@ -131,26 +126,6 @@ def _alternatives(token: TokenLogprob) -> dict[str, float] | None:
         best.setdefault(top.token, finite(top.logprob))
     best.setdefault(token.token, finite(token.logprob))
     return best
-
-
-def _offsets_within(delta: Text) -> list[int]:
-    """Where each token's characters begin in the piece.
-
-    Counted in the tokens' bytes, since a token may hold part of a character: it
-    then points at the character it is a part of. A token past the piece's end
-    (cut off by a stop string) points at the end.
-    """
-    offsets, begun = [], 0
-    for token in delta.tokens:
-        continues = bool(token.bytes) and _is_continuation(token.bytes[0]) and begun > 0
-        offsets.append(min(begun - continues, len(delta.text)))
-        begun += sum(not _is_continuation(byte) for byte in token.bytes)
-    return offsets
-
-
-def _is_continuation(byte: int) -> bool:
-    """Whether a byte is inside a UTF-8 sequence (10xxxxxx), not at its start."""
-    return byte & 0xC0 == 0x80
 
 
 # ---------------------------------------------------------------- the route

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from mlx_server.core import (
@@ -43,7 +43,10 @@ class Choice:
         self._detokenizer = tokenizer.detokenizer(request.token_ids)
         self._stop = StopChecker(request.params.stop)
         self._echo = echo
+        self._start = len(echo or "")
         self._prompt_entries: list[TokenLogprob] = []
+        self._prompt_detokenizer = tokenizer.detokenizer()
+        self._prompt_decoded = 0
         # Entries not released yet, each with the length of the text up to its end.
         self._held: list[tuple[int, TokenLogprob]] = []
         self._decoded = 0
@@ -52,9 +55,10 @@ class Choice:
     def feed(self, output: TokenOutput) -> Iterator[Delta]:
         if output.cached_tokens:
             self.usage = replace(self.usage, cached_tokens=output.cached_tokens)
-        self._prompt_entries += self._entries(
-            self._request.token_ids[len(self._prompt_entries) :], output.prompt_logprobs
-        )
+        for found in output.prompt_logprobs:
+            token_id = self._request.token_ids[len(self._prompt_entries)]
+            self._prompt_entries.append(self._entry(token_id, found, self._prompt_decoded))
+            self._prompt_decoded += len(self._prompt_detokenizer.feed(token_id))
         if not output.token_ids and output.finish_reason is None:
             yield Progress(output.prompt_tokens_done, len(self._request.token_ids))
             return
@@ -63,10 +67,13 @@ class Choice:
             self._echo = None
         ends = output.finish_reason == "stop"
         shown = output.token_ids[:-1] if ends else output.token_ids
-        entries = self._entries(shown, output.logprobs) or [None] * len(shown)
+        found = output.logprobs or [None] * len(output.token_ids)
         used = self.usage.completion_tokens + len(output.token_ids)
         self.usage = replace(self.usage, completion_tokens=used)
-        for token_id, entry in zip(shown, entries, strict=True):
+        for token_id, candidates in zip(shown, found, strict=False):
+            entry = None
+            if candidates is not None:
+                entry = self._entry(token_id, candidates, self._start + self._decoded)
             matched = yield from self._add(self._detokenizer.feed(token_id), entry)
             if matched is not None:
                 yield self._finish("stop", matched)
@@ -101,20 +108,16 @@ class Choice:
         self.finished = True
         return Finished(self.index, reason, stop_sequence, self.usage)
 
-    def _entries(
-        self, token_ids: Sequence[int], candidates: Sequence[Candidates]
-    ) -> list[TokenLogprob]:
+    def _entry(self, token_id: int, found: Candidates, offset: int) -> TokenLogprob:
         tokenizer = self._tokenizer
-        return [
-            TokenLogprob(
-                id=token_id,
-                token=tokenizer.token_text(token_id),
-                bytes=tokenizer.token_bytes(token_id),
-                logprob=found.logprob,
-                top=tuple(
-                    TopLogprob(i, tokenizer.token_text(i), tokenizer.token_bytes(i), value)
-                    for i, value in found.top
-                ),
-            )
-            for token_id, found in zip(token_ids, candidates, strict=False)
-        ]
+        return TokenLogprob(
+            id=token_id,
+            token=tokenizer.token_text(token_id),
+            bytes=tokenizer.token_bytes(token_id),
+            logprob=found.logprob,
+            top=tuple(
+                TopLogprob(i, tokenizer.token_text(i), tokenizer.token_bytes(i), value)
+                for i, value in found.top
+            ),
+            offset=offset,
+        )
