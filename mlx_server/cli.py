@@ -146,7 +146,7 @@ def serve(config: Config) -> int:
     elif isinstance(loading.error, ModelLoadError):
         print(f"mlx_server: {loading.error.message}", file=sys.stderr)
     code = 0 if loading.error is None else 1
-    server.stop(GRACE if code == 0 else 0)
+    server.stop(GRACE if code == 0 else 0, lambda: worker.stop(timeout=GRACE))
     if not worker.stop(timeout=GRACE):
         # It is deep in a step; MLX would abort if the process ended around it.
         logging.shutdown()
@@ -187,5 +187,5 @@ class _Loading(threading.Thread):
 def announce(server: HttpServer, config: Config) -> None:
     """Tell the address, and how to run a real model when this is the demo."""
     log.info("listening on %s", server.url)
-    if config.model is None:
+    if not config.model:
         log.info("this is the bundled demo; `mlx_server --model OWNER/NAME` runs a real model")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from mlx_server.core import (
     Finished,
     GenerationRequest,
     Heartbeat,
+    Progress,
     Prompt,
     SamplingParams,
     Started,
@@ -32,10 +33,14 @@ from mlx_server.core import (
     TokenPrompt,
     Usage,
 )
+from mlx_server.engine.engine import no_room
 from mlx_server.engine.worker import Outbox, Worker
 from mlx_server.errors import ContextLengthExceeded, DeadlineExceeded, RequestError, ServerError
 from mlx_server.text.output import Choice
 from mlx_server.text.tokenizer import Tokenizer
+
+MAX_SEQUENCES = 4096
+"""The most replies that one request may ask for, prompts times n."""
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a waiting client is told that it is not forgotten."""
@@ -48,6 +53,7 @@ class LLM:
         name: The id it is listed under; also the engine's key in the worker.
         vocab_size: Width of the model's logits; token ids are below it.
         context_length: Tokens that fit, prompt and reply together.
+        kv_tokens: The longest sequence that the memory for keys and values holds.
         defaults: Sampling settings of the command line and the model's
             generation_config.json, for fields a request leaves out.
     """
@@ -57,24 +63,29 @@ class LLM:
     tokenizer: Tokenizer
     vocab_size: int
     context_length: int
+    kv_tokens: int
     defaults: Mapping[str, Any]
 
     def generate(
         self,
         request: GenerationRequest,
         adapters: tuple[AdapterScale, ...] = (),
-        on_close: Callable[[], None] = lambda: None,
     ) -> Generation:
         """Check and queue a request.
 
         Args:
             adapters: Sorted (adapter, scale) pairs for all of its sequences.
-            on_close: Called once when the request has ended, however it did.
 
         Raises:
             RequestError: It is invalid or does not fit.
             Unavailable: The queue is full.
         """
+        if len(request.prompts) * request.n > MAX_SEQUENCES:
+            raise RequestError(
+                f"The request asks for {len(request.prompts) * request.n} replies; "
+                f"at most {MAX_SEQUENCES} are possible.",
+                param="prompt" if len(request.prompts) > 1 else "n",
+            )
         params = self._params(request)
         prompts = [self._encode(prompt) for prompt in request.prompts]
         requests = [
@@ -88,7 +99,7 @@ class LLM:
             )
             for i, (ids, prompt) in enumerate(zip(prompts, request.prompts, strict=True))
         ]
-        return Generation(self, request, requests, on_close)
+        return Generation(self, request, requests)
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
         options = {**request.defaults, **self.defaults, **request.options}
@@ -124,11 +135,11 @@ class LLM:
     def _fit(self, params: SamplingParams, ids: Sequence[int], prompt: Prompt) -> SamplingParams:
         """A larger max_tokens is cut where the context is full, and ends in "length"."""
         room = self.context_length - len(ids)
+        param = "prompt" if isinstance(prompt, TextPrompt | TokenPrompt) else "messages"
         if room < (0 if params.max_tokens == 0 else 1):
-            completion = isinstance(prompt, TextPrompt | TokenPrompt)
-            raise ContextLengthExceeded(
-                len(ids), self.context_length, param="prompt" if completion else "messages"
-            )
+            raise ContextLengthExceeded(len(ids), self.context_length, param=param)
+        if len(ids) >= self.kv_tokens < self.context_length:
+            raise RequestError(no_room(len(ids), self.kv_tokens), param=param)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         return replace(params, max_tokens=limit)
 
@@ -144,11 +155,9 @@ class Generation:
         llm: LLM,
         request: GenerationRequest,
         requests: list[EngineRequest],
-        on_close: Callable[[], None],
     ) -> None:
         self._llm = llm
         self._requests = requests
-        self._on_close = on_close
         self._closed = False
         self._outbox: Outbox = queue.SimpleQueue()
         timeout = request.timeout
@@ -158,12 +167,7 @@ class Generation:
             for p, r in enumerate(requests)
             for i in range(request.n)
         }
-        try:
-            for engine_request in requests:
-                llm.worker.submit(llm.name, engine_request, self._outbox)
-        except ServerError:
-            self._close()
-            raise
+        llm.worker.submit(llm.name, requests, self._outbox)
 
     def cancel(self) -> None:
         """Stop generating and end the iteration; harmless when it has ended already."""
@@ -175,17 +179,17 @@ class Generation:
         self._closed = True
         for request in self._requests:
             self._llm.worker.abort(request.id)
-        on_close, self._on_close = self._on_close, lambda: None
-        on_close()
 
     def __iter__(self) -> Iterator[Delta]:
         prompts = sum(len(request.token_ids) for request in self._requests)
         try:
             yield Started(Usage(prompt_tokens=prompts))
             left = len(self._choices)
+            last_shown = time.monotonic()
             while left:
-                step = self._next()
+                step = self._next(last_shown + HEARTBEAT)
                 if step is None:
+                    last_shown = time.monotonic()
                     yield Heartbeat()
                     continue
                 if step.error is not None:
@@ -193,17 +197,19 @@ class Generation:
                 for output in step.outputs:
                     for delta in self._feed(output):
                         left -= isinstance(delta, Finished)
+                        if not isinstance(delta, Progress):  # most clients see nothing of it
+                            last_shown = time.monotonic()
                         yield delta
             yield Done(self._usage())
         finally:
             if not self._closed:
                 self._close()
 
-    def _next(self) -> StepOutput | None:
-        """What comes next; None after a silence. Raises DeadlineExceeded."""
-        wait = HEARTBEAT
+    def _next(self, until: float) -> StepOutput | None:
+        """What comes next; None at that time. Raises DeadlineExceeded."""
         if self._deadline is not None:
-            wait = min(wait, self._deadline - time.monotonic())
+            until = min(until, self._deadline)
+        wait = until - time.monotonic()
         if wait > 0:
             try:
                 return self._outbox.get(timeout=wait)

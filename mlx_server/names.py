@@ -37,6 +37,7 @@ class Names:
                 self.adapters[name] = Path(path)
             else:
                 self._everywhere.append(Path(value))
+        self._folder = Path(self.default).expanduser().resolve()
         self._usual = None if config.adapter_path is None else Path(config.adapter_path)
 
     # ------------------------------------------------------------ models
@@ -50,7 +51,7 @@ class Names:
         """
         if name is None or name == DEFAULT_NAME:
             return current
-        if name in self._config.alias and self.default in paths:
+        if self.is_default(name) and self.default in paths:
             return self.default
         for key, path in paths.items():
             if name in (key, str(path), Path(key).name):
@@ -72,19 +73,28 @@ class Names:
         assert name is not None
         if name in self.adapters:
             return self.default, name
-        if name == self.default or name in self._config.alias:
+        if self.is_default(name):
             return self.default, None
-        if self.find(name) is not None:
-            return name, None
+        folder = self.find(name)
+        if folder is not None:
+            # Another spelling of a path is no other model.
+            known = {path: key for key, path in paths.items()}
+            return known.get(folder, self.default if folder == self._folder else name), None
         if self._config.allow_download and "/" in name and hub.is_repo_id(name):
             return name, None
         if self._config.strict_model_names:
             raise unknown(name)
         return current, None
 
+    def is_default(self, name: str) -> bool:
+        """Whether `name` is the id, short name or alias of the command line's model."""
+        return name in (self.default, Path(self.default).name, *self._config.alias)
+
     def find(self, name: str) -> Path | None:
         """Where a model lies that a request may have loaded, without the network."""
-        return hub.local_folder(name, self._start_dir) or hub.find_cached(name)
+        return hub.local_folder(name, self._start_dir) or hub.find_cached(
+            name, trust_remote_code=self._config.trust_remote_code
+        )
 
     # ------------------------------------------------------------ adapters
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_server import demo
+from mlx_server.arrival import Arrival
 from mlx_server.config import Config
 from mlx_server.core import AdapterScale, GenerationRequest, ModelCard
 from mlx_server.engine.engine import Engine, Limits
@@ -18,7 +19,7 @@ from mlx_server.engine.loading import EngineInfo, load_engine, unload
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ModelLoadError, RequestError, Unavailable
 from mlx_server.llm import LLM, Generation
-from mlx_server.models import hub
+from mlx_server.models import hub, loader
 from mlx_server.names import Names, unknown
 from mlx_server.text.tokenizer import Tokenizer
 
@@ -31,7 +32,8 @@ class Entry:
 
     Attributes:
         adapters: Adapter names in the engine, by their folder.
-        num_active: Requests that run on it; it is not unloaded before they end.
+        num_entering: Requests that are being queued just now.
+        draining: It goes when its rows are done; no request may join them.
         used: When it was last asked for, for choosing what to unload.
     """
 
@@ -39,25 +41,9 @@ class Entry:
     info: EngineInfo
     path: Path
     adapters: dict[Path, str] = field(default_factory=dict)
-    num_active: int = 0
+    num_entering: int = 0
+    draining: bool = False
     used: float = 0.0
-
-
-class Lease:
-    """Keeps a model in memory until `release`, which may be called again without harm."""
-
-    def __init__(self, entry: Entry, state: threading.Condition) -> None:
-        self.entry = entry
-        self._state = state
-        self._held = True
-        entry.num_active += 1
-
-    def release(self) -> None:
-        with self._state:
-            if self._held:
-                self._held = False
-                self.entry.num_active -= 1
-                self._state.notify_all()
 
 
 class ModelPool:
@@ -73,10 +59,11 @@ class ModelPool:
         self.names = Names(config, start_dir or Path.cwd())
         self.default_name = self.names.default
         self._entries: dict[str, Entry] = {}
+        self._arrivals: list[Arrival] = []
         self._created = int(time.time())
         self._ready = False
         self._failure: ModelLoadError | None = None
-        self._state = threading.Condition(threading.RLock())
+        self._state = threading.Condition()
         # Held while a model is loaded or unloaded; requests for others go on.
         self._loading = threading.Lock()
         self._adapting = threading.Lock()
@@ -89,26 +76,53 @@ class ModelPool:
         if not self._ready:
             raise Unavailable("Loading model", retry_after=1)
 
-    def generate(self, request: GenerationRequest) -> Generation:
+    def generate(self, request: GenerationRequest) -> Generation | Arrival:
         """Accept the request, or raise what is wrong with it or with us."""
         self.check_ready()
         if request.timeout is None:
             request = replace(request, timeout=self.config.request_timeout)
-        name, adapter = self.names.resolve(request.model, self._paths(), self._current())
-        lease = self._lease(name)
+        name, adapter = self.names.resolve(request.model, self._paths(), self.current_model())
+        generation = self.start(name, adapter, request)
+        if generation is None:
+            self._check(name)
+            generation = Arrival(self, name, adapter, request)
+        return generation
+
+    def start(
+        self, name: str, adapter: str | None, request: GenerationRequest
+    ) -> Generation | None:
+        """Queue the request at the model `name`; None while that is not in memory."""
+        with self._state:
+            entry = self._entries.get(name)
+            if entry is None or entry.draining:
+                return None
+            entry.used = time.monotonic()
+            entry.num_entering += 1
         try:
-            adapters = self._adapters(lease.entry, adapter, request.adapters)
-            return lease.entry.llm.generate(request, adapters, lease.release)
-        except BaseException:
-            lease.release()
-            raise
+            return entry.llm.generate(request, self._adapters(entry, adapter, request.adapters))
+        finally:
+            with self._state:
+                entry.num_entering -= 1
+                self._state.notify_all()
+
+    def current_model(self) -> str:
+        """The default if it is in memory, else the model used last or on its way."""
+        with self._state:
+            entries = {name: e for name, e in self._entries.items() if not e.draining}
+            coming = [arrival.name for arrival in self._arrivals]
+        if self.default_name in entries:
+            return self.default_name
+        if entries:
+            return max(entries, key=lambda name: entries[name].used)
+        return coming[0] if coming else self.default_name
 
     def cards(self) -> list[ModelCard]:
-        """The model a request without a name gets, the other loaded ones, the adapters,
-        and what lies in the local cache."""
-        current = self._current()
-        loaded = sorted(self._entries.values(), key=lambda e: (e.llm.name != current, e.llm.name))
-        cards = [self._card(entry) for entry in loaded]
+        """The command line's model, the others in memory, the adapters, and what lies in
+        the local cache."""
+        with self._state:
+            entries = dict(self._entries)
+        names = [self.default_name, *sorted(entries.keys() - {self.default_name})]
+        cards = [self._card(name, entries.get(name)) for name in names]
         cards += [
             ModelCard(id=name, created=self._created, parent=self.default_name, root=str(path))
             for name, path in self.names.adapters.items()
@@ -122,45 +136,28 @@ class ModelPool:
         return cards
 
     def card(self, name: str) -> ModelCard:
-        for card in self.cards():
-            if card.id == name:
-                return card
-        loaded = self.names.loaded(name, self._paths(), self._current())
-        entry = self._entries.get(loaded or "")
-        if entry is None:
+        cards = {card.id: card for card in self.cards()}
+        if name not in cards and self.names.is_default(name):
+            name = self.default_name
+        key = name if name in cards else self.names.loaded(name, self._paths(), "")
+        if not key or key not in cards:
             raise unknown(name)
-        return self._card(entry)
+        return cards[key]
 
-    def _card(self, entry: Entry) -> ModelCard:
+    def _card(self, name: str, entry: Entry | None) -> ModelCard:
         return ModelCard(
-            id=entry.llm.name,
+            id=name,
             created=self._created,
-            loaded=True,
-            root=str(entry.path),
-            context_length=entry.llm.context_length,
+            loaded=entry is not None,
+            root=str(entry.path) if entry else None,
+            context_length=entry.llm.context_length if entry else None,
         )
 
-    def _current(self) -> str:
-        """The loaded model that a request without a name gets."""
-        entries = dict(self._entries)
-        if self.default_name in entries or not entries:
-            return self.default_name
-        return max(entries, key=lambda name: entries[name].used)
-
     def _paths(self) -> dict[str, Path]:
-        return {name: entry.path for name, entry in list(self._entries.items())}
+        with self._state:
+            return {name: entry.path for name, entry in self._entries.items()}
 
     # ------------------------------------------------------------ models in memory
-
-    def _lease(self, name: str) -> Lease:
-        """The loaded model, loaded first if need be; it stays until the lease is released."""
-        while True:
-            with self._state:
-                entry = self._entries.get(name)
-                if entry is not None:
-                    entry.used = time.monotonic()
-                    return Lease(entry, self._state)
-            self._load_on_request(name)
 
     def load_default(self) -> Entry:
         """Load what the command line names. Raises ModelLoadError."""
@@ -172,40 +169,74 @@ class ModelPool:
         self._ready = True
         return entry
 
-    def _load_on_request(self, name: str) -> None:
-        with self._loading:
-            if name in self._entries:
-                return
-            log.info("loading %s for a request", name)
-            self._make_room()
+    def _check(self, name: str) -> None:
+        """Refuse a model that cannot be loaded before another makes room for it."""
+        path = self.names.find(name)
+        if path is not None:
             try:
-                self._load(name)
+                loader.check(path, name=name, trust_remote_code=self.config.trust_remote_code)
             except ModelLoadError as error:
-                # Not lost: the next request without a name loads the default again.
                 raise RequestError(error.message, param="model") from error
 
-    def _make_room(self) -> None:
-        """Unload the least recently used models, each when its requests have ended."""
+    def bring(self, arrival: Arrival) -> None:
+        """Load the model of a request that waits for it, unless nobody waits any more.
+
+        Raises:
+            RequestError: It cannot be loaded.
+        """
+        with self._state:
+            self._arrivals.append(arrival)
+        try:
+            with self._loading:
+                with self._state:
+                    entry = self._entries.get(arrival.name)
+                if arrival.cancelled or (entry is not None and not entry.draining):
+                    return
+                log.info("loading %s for a request", arrival.name)
+                if self._make_room(arrival):
+                    self._load(arrival.name)
+        except ModelLoadError as error:
+            # Not lost: whoever asks for another model has that one loaded again.
+            raise RequestError(error.message, param="model") from error
+        finally:
+            with self._state:
+                self._arrivals.remove(arrival)
+
+    def _make_room(self, arrival: Arrival) -> bool:
+        """Unload the least recently used models, each when its rows are done; False, and
+        no harm done, if the arrival gave up meanwhile."""
         while len(self._entries) >= self.config.max_models:
             with self._state:
                 name, entry = min(self._entries.items(), key=lambda item: item[1].used)
-                # Whoever asks for it now waits and has it loaded again.
+                entry.draining = True
+                self._state.wait_for(lambda entry=entry: entry.num_entering == 0)
+
+            def leave(engines: dict[str, Engine], name: str = name) -> bool:
+                if not arrival.cancelled:
+                    unload(engines, name)
+                return not arrival.cancelled
+
+            gone = self.worker.call(leave, idle=name)
+            with self._state:
+                entry.draining = False
+                if not gone:
+                    return False
                 del self._entries[name]
-                self._state.wait_for(lambda entry=entry: entry.num_active == 0)
-            log.info("unloading %s", name)
-            self.worker.call(lambda engines, name=name: unload(engines, name))
+            log.info("unloaded %s", name)
+        return True
 
     def _load(self, name: str) -> Entry:
         config = self.config
         is_default = name == self.default_name
-        if config.model is None and is_default:
+        if not config.model and is_default:
             path = demo.path()
-        elif is_default:
-            path = hub.resolve(
-                name, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
         else:
-            path = self.names.find(name) or hub.resolve(name, allow_download=config.allow_download)
+            path = (None if is_default else self.names.find(name)) or hub.resolve(
+                name,
+                revision=config.revision if is_default else None,
+                allow_download=is_default or config.allow_download,
+                trust_remote_code=config.trust_remote_code,
+            )
         limits = Limits(
             config.max_batch_size,
             config.prefill_chunk_size,
@@ -248,6 +279,7 @@ class ModelPool:
             tokenizer=tokenizer,
             vocab_size=info.vocab_size,
             context_length=info.context_length,
+            kv_tokens=info.kv_tokens,
             defaults={**info.sampling, **_flag_defaults(config)},
         )
         return Entry(llm, info, path, used=time.monotonic())

@@ -68,6 +68,9 @@ class FakePool:
         self.request = request
         return self.generation
 
+    def current_model(self) -> str:
+        return CARDS[0].id
+
     def cards(self) -> list[ModelCard]:
         return list(CARDS)
 

@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_server.api import DIALECTS
+from mlx_server.api.base import HttpRequest
 from mlx_server.api.openai import SYSTEM_FINGERPRINT, OpenAIDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
-from mlx_server.api.schema import got
+from mlx_server.api.schema import MAX_DEPTH, got, mapping
 from mlx_server.core import (
     SAMPLING_FIELDS,
     Delta,
@@ -400,6 +401,33 @@ def test_any_json_is_a_request_or_a_request_error(body: dict) -> None:
         json.dumps(OpenAIChat().error(error), allow_nan=False)
     else:
         assert set(request.options) <= SAMPLING_FIELDS
+
+
+@pytest.mark.parametrize("depth", [65, 500, 900, 980, 5000, 100_000])
+@pytest.mark.parametrize("name", [*sorted(ChatBody.model_fields), "metadata"])
+def test_json_of_any_depth_is_a_request_or_a_request_error(name: str, depth: int) -> None:
+    deep = "[" * (depth - 1) + "]" * (depth - 1)
+    hi = json.dumps(HI["messages"])
+    for value in (deep, f'{{"1": {deep}}}', f'[{{"type": "text", "role": {deep}}}]'):
+        body = f'{{"messages": {hi}, "{name}": {value}}}'.encode()
+        try:
+            OpenAIChat().parse(HttpRequest("POST", CHAT, {}, {}, body).json())
+        except RequestError as error:
+            assert error.param is None or error.param.startswith(name)
+
+
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "role_mapping", "json_schema"])
+def test_an_object_that_is_passed_on_has_a_bounded_depth(name: str) -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        value: Any = "inside"
+        for level in range(levels):
+            value = {"x": value} if level % 2 or level == levels - 1 else [value]
+        return value
+
+    with pytest.raises(RequestError, match=f"`{name}` must not be nested too deeply") as caught:
+        parse(**{name: nested(MAX_DEPTH + 1)})
+    assert caught.value.param == name
+    assert mapping(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
 
 
 # ---------------------------------------------------------------- replies

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+import requests
 
 from mlx_server.api.base import Dialect, HttpRequest, Json, JsonReply, Route, StreamReply
 from mlx_server.config import Config
 from mlx_server.core import GenerationRequest, ModelCard
 from mlx_server.errors import RequestError, ServerError, Unavailable
+from mlx_server.server import wire
 from mlx_server.server.http import HttpServer, describe_bind_error
 from mlx_server.server.watcher import DisconnectWatcher
 
@@ -32,6 +34,7 @@ class FakePool:
         self.release = threading.Event()
         self.cancelled = threading.Event()
         self.closed = threading.Event()
+        self.stopped = False
 
     def generate(self, request: GenerationRequest) -> None:
         raise NotImplementedError
@@ -54,6 +57,13 @@ class FakePool:
         http.on_disconnect(cancel)
         self.started.release()
         self.release.wait(WAIT)
+        if self.stopped:
+            raise Unavailable("The server is stopping.", retry_after=5)
+
+    def stop(self) -> None:
+        """As a worker does: end what runs with an error."""
+        self.stopped = True
+        self.release.set()
 
 
 class FakeDialect(Dialect):
@@ -68,6 +78,8 @@ class FakeDialect(Dialect):
             Route("POST", "/hold-stream", self.hold_stream),
             Route("POST", "/endless", self.endless),
             Route("POST", "/fail", self.fail),
+            Route("POST", "/no-json", self.no_json),
+            Route("POST", "/v1/chat/completions", self.chat),
         )
 
     def error(self, error: ServerError) -> Json:
@@ -129,6 +141,25 @@ class FakeDialect(Dialect):
         if b"surrogate" in http.body:
             raise RequestError("half a pair: \ud83d")
         raise KeyError("secret")
+
+    def no_json(self, http: HttpRequest, pool: FakePool) -> JsonReply | StreamReply:
+        value: Json = {"secret": object()}
+        if b"deep" in http.body:
+            value = {}
+            for _ in range(100_000):
+                value = {"secret": value}
+        if b"stream" in http.body:
+            return StreamReply(iter([{"n": 0}, value, {"n": 1}]))
+        return JsonReply(value)
+
+    def chat(self, http: HttpRequest, pool: FakePool) -> StreamReply:
+        deltas = [{"role": "assistant", "content": ""}, None, {"content": "Hel"}, None, None,
+                  {"content": "lo"}, {}]  # fmt: skip
+        chunks = [
+            None if delta is None else {"choices": [{"index": 0, "delta": delta}]}
+            for delta in deltas
+        ]
+        return StreamReply(iter([*chunks, "[DONE]"]))
 
 
 @dataclass
@@ -339,6 +370,22 @@ def test_an_unexpected_failure_is_logged_and_not_told(
     assert client.send("GET / HTTP/1.1\r\n\r\n").answer().status == 200
 
 
+@pytest.mark.parametrize("body", [b"flat", b"deep"])
+def test_a_reply_that_is_no_json_is_a_failure_and_not_told(
+    client: Client, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = client.post("/no-json", body).answer()
+    assert failed.status == 500
+    assert failed.json()["error"]["kind"] == "server_error"
+    stream = client.post("/no-json", body + b"stream").answer()
+    assert stream.chunks[0] == b'data: {"n":0}\n\n'
+    assert len(stream.chunks) == 2
+    assert b"server_error" in stream.chunks[1]
+    assert b"secret" not in failed.body + stream.body
+    assert "Traceback" in caplog.text
+    assert client.send("GET / HTTP/1.1\r\n\r\n").answer().status == 200
+
+
 POST = b"POST /echo HTTP/1.1\r\n"
 
 
@@ -457,7 +504,7 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
 
 EVENTS = [
     'data: {"n":0,"text":"größer\\n"}\n\n'.encode(),
-    b": keep-alive\n\n",
+    wire.KEEP_ALIVE,
     b'data: {"n":1}\n\n',
     b"data: [DONE]\n\n",
 ]
@@ -470,6 +517,27 @@ def test_each_event_is_one_http_chunk(client: Client) -> None:
         assert answer.headers["cache-control"] == "no-cache"
         assert answer.headers["x-accel-buffering"] == "no"
         assert answer.chunks == EVENTS
+
+
+def test_a_keep_alive_is_a_comment_of_one_line() -> None:
+    line, *rest = wire.KEEP_ALIVE.split(b"\n")
+    assert line.startswith(b":")
+    assert rest == [b"", b""]
+
+
+def test_the_documented_client_of_mlc_llm_reads_over_keep_alives(shared: Running) -> None:
+    contents = []
+    payload = {"messages": [{"role": "user", "content": "Write a haiku"}], "stream": True}
+    # The loop is theirs, word for word (docs/deploy/rest.rst), but for what it does with the text.
+    with requests.post(f"{shared.server.url}/v1/chat/completions", json=payload, stream=True) as r:
+        for chunk in r.iter_content(chunk_size=None):
+            chunk = chunk.decode("utf-8")
+            if "[DONE]" in chunk[6:]:
+                break
+            response = json.loads(chunk[6:])
+            content = response["choices"][0]["delta"].get("content", "")
+            contents.append(content)
+    assert contents == ["", "", "Hel", "", "", "lo", ""]
 
 
 def test_http_1_0_gets_the_same_stream_unchunked(client: Client) -> None:
@@ -685,6 +753,73 @@ def test_stop_lets_a_running_request_finish() -> None:
         stopper.join(WAIT)
         assert not stopper.is_alive()
         assert not running.pool.cancelled.is_set()
+
+
+def test_stop_lets_what_runs_tell_why_it_ends() -> None:
+    with serving() as running:
+        stream, whole = running.client().post("/hold-stream"), running.client().post("/hold")
+        head = stream.head()
+        for _ in range(2):
+            assert running.pool.started.acquire(timeout=WAIT)
+        calls: list[bool] = []
+
+        def before_cut() -> None:
+            calls.append(running.server.stopping)
+            running.pool.stop()
+
+        running.server.stop(0.05, before_cut)
+        assert calls == [True]
+        assert head.headers["transfer-encoding"] == "chunked"
+        assert b"The server is stopping." in stream.chunk()
+        assert stream.chunk() == b""  # the last one: the stream ends as it should
+        assert stream.at_end()
+        answer = whole.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+        assert answer.headers["connection"] == "close"
+        assert answer.json()["error"]["message"] == "The server is stopping."
+        assert not running.server._open
+        assert not running.pool.cancelled.is_set()
+
+
+def test_stop_without_anything_running_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as running:
+        idle = running.client()
+        assert idle.send("GET / HTTP/1.1\r\n\r\n").answer().status == 200
+        calls: list[str] = []
+
+        def fail() -> None:
+            calls.append("called")
+            raise OSError("cannot be stopped")
+
+        stopper = threading.Thread(target=running.server.stop, args=(1e6, fail))
+        stopper.start()
+        stopper.join(WAIT)
+        assert not stopper.is_alive()
+        assert idle.at_end()
+        assert calls == ["called"]
+    assert "cannot be stopped" in caplog.text
+
+
+def test_a_stream_that_began_before_stop_does_not_keep_its_connection() -> None:
+    with serving() as running:
+        idle, client = running.client(), running.client().post("/hold-stream")
+        assert "connection" not in client.head().headers
+        ended = threading.Event()
+        in_time: list[bool] = []
+
+        def before_cut() -> None:
+            in_time.append(ended.wait(WAIT / 2))
+
+        stopper = threading.Thread(target=running.server.stop, args=(WAIT, before_cut))
+        stopper.start()
+        assert idle.at_end()  # so stop() waits for the stream by now
+        running.pool.release.set()
+        assert client.chunk() == b"data: [DONE]\n\n"
+        assert client.chunk() == b""
+        assert client.at_end()
+        ended.set()
+        stopper.join(WAIT)
+        assert in_time == [True]
 
 
 @pytest.mark.parametrize("path", ["/hold", "/hold-stream", "/endless"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +40,7 @@ def put_repo(cache: Path, repo_id: str, *files: str, ref: str = "main") -> Path:
         if file.endswith(".safetensors"):
             safetensors(snapshot / file)
         else:
-            (snapshot / file).write_text("{}")
+            (snapshot / file).write_text('{"model_type": "llama"}')
     return snapshot
 
 
@@ -164,6 +166,78 @@ def test_an_incomplete_snapshot_is_not_used(tmp_path: Path, fault: str) -> None:
     assert "HF_HUB_OFFLINE" in message("owner/m", cache_dir=tmp_path)
 
 
+CODE = {
+    "model": ("config.json", {"model_file": "my.py"}, "my.py"),
+    "tokenizer": (
+        "tokenizer_config.json",
+        {"auto_map": {"AutoTokenizer": ["tokenization_my.MyTokenizer", None]}},
+        "tokenization_my.py",
+    ),
+    "configuration": (
+        "config.json",
+        {"auto_map": {"AutoConfig": "configuration_my.MyConfig"}},
+        "configuration_my.py",
+    ),
+}
+
+
+def put_code_repo(cache: Path, case: str) -> tuple[Path, str]:
+    file, values, code = CODE[case]
+    snapshot = put_repo(cache, "owner/m", "config.json", "model.safetensors")
+    (snapshot / file).write_text(json.dumps({"model_type": "llama"} | values))
+    return snapshot, code
+
+
+@pytest.mark.parametrize("case", CODE)
+def test_a_trusted_repo_is_complete_with_its_code(tmp_path: Path, case: str) -> None:
+    snapshot, code = put_code_repo(tmp_path, case)
+    assert resolve("owner/m", cache_dir=tmp_path) == snapshot
+    assert find_cached("owner/m", cache_dir=tmp_path, trust_remote_code=True) is None
+    text = message("owner/m", cache_dir=tmp_path, trust_remote_code=True)
+    assert "hf download owner/m" in text
+    assert "without --trust-remote-code" in text
+    (snapshot / code).write_text("")
+    assert resolve("owner/m", cache_dir=tmp_path, trust_remote_code=True) == snapshot
+
+
+def test_a_trusted_repo_without_its_code_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, code = put_code_repo(tmp_path, "model")
+    patterns = []
+
+    def snapshot_download(*args: object, local_files_only: bool = False, **options: object) -> str:
+        if not local_files_only:
+            patterns.extend(options["allow_patterns"])
+            (snapshot / code).write_text("")
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert resolve("owner/m", cache_dir=tmp_path) == snapshot
+    assert patterns == []
+    assert resolve("owner/m", cache_dir=tmp_path, trust_remote_code=True) == snapshot
+    assert "*.py" in patterns
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        {"AutoModelForCausalLM": "modeling_my.MyModel"},  # torch's; mlx_lm has its own
+        {"AutoTokenizer": ["other/repo--tokenization_my.MyTokenizer", None]},
+        {"AutoTokenizer": [None, None]},
+        ["odd"],
+    ],
+    ids=str,
+)
+def test_code_that_is_not_run_or_not_in_the_repo_is_not_missed(
+    tmp_path: Path, auto_map: object
+) -> None:
+    snapshot = put_repo(tmp_path, "owner/m", "config.json", "model.safetensors")
+    (snapshot / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
+    assert find_cached("owner/m", cache_dir=tmp_path, trust_remote_code=True) == snapshot
+
+
 def test_what_may_not_be_downloaded(tmp_path: Path) -> None:
     text = message("owner/none", cache_dir=tmp_path, allow_download=False)
     assert "not in the local cache" in text
@@ -174,6 +248,14 @@ def test_the_listing_holds_servable_repos_only(tmp_path: Path) -> None:
     put_repo(tmp_path, "owner/two", "config.json", "model.safetensors")
     put_repo(tmp_path, "one", "config.json", "weights.safetensors")
     put_repo(tmp_path, "owner/torch", "config.json", "pytorch_model.bin")
+    for name, config in {
+        "zoo": '{"model_type": "qwen3"}',
+        "encoder": '{"model_type": "bert"}',
+        "untyped": "{}",
+        "broken-config": "{",
+    }.items():
+        snapshot = put_repo(tmp_path, f"owner/{name}", "config.json", "model.safetensors")
+        (snapshot / "config.json").write_text(config)
     put_repo(tmp_path, "owner/bad", "config.json", "model.safetensors").parents[1].joinpath(
         "refs", "main"
     ).write_text("gone")
@@ -181,11 +263,16 @@ def test_the_listing_holds_servable_repos_only(tmp_path: Path) -> None:
     (tmp_path / "datasets--owner--d").mkdir()
     (tmp_path / "models--owner--empty").mkdir()
     models = cached_models(tmp_path)
-    assert [m.repo_id for m in models] == ["one", "owner/two"]
+    assert [m.repo_id for m in models] == ["one", "owner/two", "owner/zoo"]
     for m in models:
         assert m.path == find_cached(m.repo_id, cache_dir=tmp_path)
         assert m.size == sum(f.stat().st_size for f in m.path.iterdir())
         assert m.last_modified > 0
+
+
+def test_the_hub_is_importable_without_mlx() -> None:
+    script = "import sys; import mlx_server.models.hub; assert 'mlx.core' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_no_cache_lists_nothing(tmp_path: Path) -> None:

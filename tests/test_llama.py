@@ -41,6 +41,9 @@ CONFIGS = {
     "yarn": {"rope_scaling": YARN},
     "yarn_mscale": {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 0.3}},
     "longrope": {"rope_scaling": LONGROPE},
+    "longrope_traditional": {"rope_scaling": LONGROPE, "rope_traditional": True},
+    "yarn_traditional": {"rope_scaling": YARN, "rope_traditional": True},
+    "llama3_traditional": {"rope_scaling": LLAMA3, "rope_traditional": True},
     "proportional": {"rope_scaling": {"type": "proportional", "partial_rotary_factor": 0.5}},
     "sliding": {"layer_types": SLIDING, "sliding_window": 7},
     "sliding_wide": {"layer_types": SLIDING, "sliding_window": 300},
@@ -144,6 +147,49 @@ def test_rope_settings_in_the_form_of_transformers_5() -> None:
     turned = [np.array(rope(x, mx.array([0, 100, 400]))) for rope in ropes]
     np.testing.assert_array_equal(turned[0], turned[1])
     assert not np.allclose(turned[0], turned[2])
+
+
+FAULTS = {
+    "text": ({"num_attention_heads": "four"}, "num_attention_heads must be a whole number above 0"),
+    "zero": ({"num_attention_heads": 0}, "num_attention_heads must be a whole number above 0"),
+    "null": ({"hidden_size": None}, "hidden_size must be a whole number above 0, not None"),
+    "fraction": ({"vocab_size": 101.5}, "vocab_size must be a whole number"),
+    "true": ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
+    "no groups": ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number above 0"),
+    "groups": ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads"),
+    "odd heads": ({"head_dim": 15}, "head_dim must be an even number above 0"),
+    "narrow": ({"num_attention_heads": 128, "num_key_value_heads": None}, "head_dim must be"),
+    "eps": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number above 0, not '1e-5'"),
+    "theta": ({"rope_theta": -1}, "rope_theta must be a number above 0"),
+    "flag": ({"attention_bias": "no"}, "attention_bias must be true or false"),
+    "scaling": ({"rope_scaling": "yarn"}, "rope_scaling must be an object"),
+    "short": ({"layer_types": ["full_attention"]}, "layer_types must name a kind for each"),
+    "kind": ({"layer_types": ["full_attention"] * 2 + ["local"]}, "or sliding_attention, not 'loc"),
+    "kinds": ({"layer_types": "full_attention"}, "layer_types must name a kind for each"),
+    "window": ({"layer_types": SLIDING}, "sliding_window must be a whole number above 0 for"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_values_that_make_no_model_are_named(fault: str) -> None:
+    values, message = FAULTS[fault]
+    with pytest.raises(ValueError, match=message):
+        ModelArgs.from_dict(BASE | values)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": "bogus"}, "rope scaling 'bogus' is not known"),
+        ({"type": "linear"}, "'linear' needs 'factor'"),
+        ({"type": "linear", "factor": 0}, "'linear' cannot use its settings"),
+        ({"type": "llama3", "factor": "8"}, "'llama3' cannot use its settings"),
+        (LONGROPE | {"long_factor": [1.0] * 5}, "'longrope' cannot use its settings"),
+    ],
+)
+def test_rope_settings_that_cannot_be_used_are_named(scaling: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_rope(16, 10000.0, False, scaling, 512)
 
 
 def test_a_row_that_outgrows_its_slot_moves_and_disturbs_nobody() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import subprocess
@@ -17,8 +18,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_server.errors import ModelLoadError
-from mlx_server.models.loader import context_length, eos_token_ids, load, sampling_defaults
-from mlx_server.models.registry import OURS, mlx_lm_utils, resolve_classes
+from mlx_server.models.loader import (
+    check,
+    context_length,
+    eos_token_ids,
+    load,
+    sampling_defaults,
+)
+from mlx_server.models.registry import OURS, is_known, mlx_lm_utils, resolve_classes
 
 CONFIG = {
     "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96,
@@ -201,7 +208,27 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "does not fit model_type 'qwen3': 'factor' is missing",
     ),
     "own code": (lambda p: set_config(p, model_file="m.py"), "add --trust-remote-code"),
+    "type": (lambda p: set_config(p, hidden_size="wide"), "a value has the wrong type ("),
+    "group size": (
+        lambda p: set_config(p, quantization={"bits": 4}),
+        "config.json's quantization has no whole number for group_size; give group_size and bits",
+    ),
+    "bits": (
+        lambda p: set_config(p, quantization={"bits": "4", "group_size": 64}),
+        "no whole number for bits",
+    ),
+    "quantization": (lambda p: set_config(p, quantization=True), "quantization has no whole"),
+    "quantization method": (
+        lambda p: set_config(p, quantization_config={"bits": 4}),
+        "'quant_method' is missing; mend config.json or fetch the model again",
+    ),
 }
+
+NEED_THE_WEIGHTS = {
+    "missing tensor", "missing tensors", "extra tensor", "shape", "field", "type", "rope",
+    "quantization method",
+}  # fmt: skip
+"""Faults that show when the model is built, mlx_lm's arguments among them."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -214,6 +241,23 @@ def test_faults_are_one_line_with_the_mend(tmp_path: Path, fault: str) -> None:
     assert error.value.message.startswith("Cannot load tiny: ")
     assert message in error.value.message
     assert "\n" not in error.value.message
+    assert len(error.value.message) < 500 + len(str(tmp_path))
+    if fault in NEED_THE_WEIGHTS:
+        check(tmp_path, name="tiny")
+    else:
+        with pytest.raises(ModelLoadError) as found:
+            check(tmp_path, name="tiny")
+        assert found.value.message == error.value.message
+
+
+@pytest.mark.parametrize("config", [CONFIG, LLAMA], ids=["zoo", "ours"])
+def test_a_sound_folder_passes_the_check_without_mlx_arrays(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, config, bits=4)
+    monkeypatch.setattr(mx, "load", None)
+    monkeypatch.setattr(mlx_lm_utils(), "load_model", None)
+    check(tmp_path, name="m")
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -229,6 +273,37 @@ def test_our_own_modules_arguments_are_told_the_same_way(tmp_path: Path) -> None
     set_config(tmp_path, rms_norm_eps=None)
     with pytest.raises(ModelLoadError, match="model_type 'llama': 'rms_norm_eps' is missing"):
         load(tmp_path, name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_attention_heads": "four"}, "num_attention_heads must be a whole number above 0"),
+        ({"layer_types": ["full_attention"]}, "layer_types must name a kind for each"),
+    ],
+)
+def test_what_our_own_arguments_refuse_shows_in_the_check(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    write_model(tmp_path, LLAMA)
+    set_config(tmp_path, **values)
+    for find in (check, load):
+        with pytest.raises(ModelLoadError, match=f"model_type 'llama': {message}.*mend it"):
+            find(tmp_path, name="tiny")
+
+
+def test_trusted_code_that_is_not_there(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    set_config(tmp_path, model_file="mine.py")
+    for find in (check, load):
+        with pytest.raises(ModelLoadError, match=r"lacks mine\.py, the Python code"):
+            find(tmp_path, name="tiny", trust_remote_code=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hf_olmo") is not None, reason="hf_olmo is here")
+def test_a_module_that_ends_the_program_when_imported_is_an_error_of_the_model() -> None:
+    with pytest.raises(ModelLoadError, match="'olmo' needs a package"):
+        resolve_classes({"model_type": "olmo"})
 
 
 def test_trusted_code_builds_the_model(tmp_path: Path) -> None:
@@ -308,6 +383,43 @@ def test_importing_mlx_lm_keeps_the_limit_of_open_files(before: int, after: int)
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(out.stdout) == after
+
+
+@pytest.mark.parametrize(
+    ("model_type", "known"),
+    [
+        ("llama", True),
+        ("qwen3", True),
+        ("solar_open", True),  # takes its Model from another module
+        ("bert", False),
+        ("cache", False),
+        ("rope_utils", False),
+        ("..utils", False),
+        ("", False),
+        (None, False),
+        (["llama"], False),
+    ],
+)
+def test_known_architectures(model_type: object, known: bool) -> None:
+    assert is_known({"model_type": model_type}) is known
+
+
+def test_names_that_mlx_lm_maps_to_others_are_known() -> None:
+    utils = mlx_lm_utils()
+    assert all(is_known({"model_type": name}) for name in utils.MODEL_REMAPPING)
+    for model_type, architecture in utils.MODEL_ARCHITECTURE_REMAPPING:
+        assert is_known({"model_type": model_type, "architectures": [architecture]})
+
+
+def test_to_know_an_architecture_is_not_to_import_it() -> None:
+    script = (
+        "import sys\n"
+        "from mlx_server.models.registry import is_known\n"
+        "assert is_known({'model_type': 'mamba2'}) and is_known({'model_type': 'llama'})\n"
+        "assert 'mlx_lm.models.mamba2' not in sys.modules\n"
+        "assert 'mlx_server.models.llama' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_resolve_classes_prefers_ours() -> None:

@@ -11,9 +11,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from models import make_pair, random_prompts
 
 from mlx_server.errors import ModelLoadError, NotFound
-from mlx_server.models.lora import AdapterBank, LoRALinear
+from mlx_server.models.base import Row
+from mlx_server.models.lora import AdapterBank
+from mlx_server.models.lora_layers import LoRAEmbedding, LoRALinear
 from mlx_server.models.registry import mlx_lm_utils
 
 SHARED = Path(__file__).parents[1] / "../shared/models"
@@ -28,29 +31,39 @@ ATTENTION = ["self_attn.q_proj", "self_attn.v_proj"]
 Make = Callable[[], nn.Module]
 
 
-def make_llama(bits: int | None = None, *, bias: bool = False) -> nn.Module:
+def make_llama(
+    bits: int | None = None,
+    *,
+    bias: bool = False,
+    tied: bool = False,
+    dtype: mx.Dtype = mx.float32,
+) -> nn.Module:
     mx.random.seed(0)
     args = llama.ModelArgs(
         model_type="llama", hidden_size=64, num_hidden_layers=2, intermediate_size=96,
         num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=64,
-        attention_bias=bias, mlp_bias=bias, tie_word_embeddings=False,
+        attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied,
     )  # fmt: skip
     model = llama.Model(args)
     model.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape), model.parameters()))
+    model.set_dtype(dtype)
     if bits is not None:
         nn.quantize(model, group_size=32, bits=bits)
     mx.eval(model.parameters())
     return model
 
 
-def make_mixtral() -> nn.Module:
+def make_mixtral(bits: int | None = None, dtype: mx.Dtype = mx.float32) -> nn.Module:
     mx.random.seed(0)
     args = mixtral.ModelArgs(
-        model_type="mixtral", hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+        model_type="mixtral", hidden_size=32, num_hidden_layers=2, intermediate_size=64,
         num_attention_heads=4, num_key_value_heads=2, vocab_size=64, num_local_experts=4,
         num_experts_per_tok=2,
     )  # fmt: skip
     model = mixtral.Model(args)
+    model.set_dtype(dtype)
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
     mx.eval(model.parameters())
     return model
 
@@ -228,27 +241,121 @@ def test_scale_zero_is_the_base_model(three: dict[str, Path]) -> None:
     assert_near(run(model)[0], base[0])
 
 
-def test_half_precision_stays_half_precision(tmp_path: Path) -> None:
-    def make() -> nn.Module:
-        model = make_llama()
-        model.set_dtype(mx.bfloat16)
-        return model
+def assert_near_in_half_precision(a: np.ndarray, b: np.ndarray) -> None:
+    assert np.abs(a - b).max() < 0.05 * np.abs(b).max()
 
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("adapters", [mx.float32, None], ids=["float32", "same"])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
+def test_rows_in_half_precision_equal_mlx_lm_and_stay_in_it(
+    tmp_path: Path, dtype: mx.Dtype, adapters: mx.Dtype | None, bits: int | None
+) -> None:
+    def make() -> nn.Module:
+        return make_llama(bits, dtype=dtype)
+
+    adapters = adapters or dtype
     paths = {
-        "a": write_adapter(tmp_path / "a", make),
-        "d": write_adapter(tmp_path / "d", make, dora=True, dtype=mx.bfloat16),
+        "a": write_adapter(tmp_path / "a", make, dtype=adapters),
+        "b": write_adapter(tmp_path / "b", make, rank=2, seed=2, dtype=adapters),
+        "d": write_adapter(tmp_path / "d", make, dora=True, dtype=adapters),
     }
     model = make()
+    base = run(model)
     bank = AdapterBank(model)
     for name, path in paths.items():
         bank.load(name, path)
-    bank.select([(1, (("a", 1.0),)), (1, (("d", 1.0),))])
-    mixed = model(TOKENS)
-    assert mixed.dtype == mx.bfloat16
+    tokens = mx.concatenate([TOKENS, TOKENS])
+    bank.select([*((1, ((name, 1.0),)) for name in paths), (1, ())])
+    mixed = model(tokens)
+    assert mixed.dtype == dtype
+    rows = np.array(mixed.astype(mx.float32))
     for row, path in enumerate(paths.values()):
-        reference = expected(make, path)[row]
-        error = np.abs(np.array(mixed[row].astype(mx.float32)) - reference).max()
-        assert error < 0.05 * np.abs(reference).max()
+        assert_near_in_half_precision(rows[row], expected(make, path, tokens)[row])
+    assert_near_in_half_precision(rows[3], base[1])
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_adapters_on_embeddings_equal_mlx_lm(
+    tmp_path: Path, tied: bool, dora: bool, bits: int | None
+) -> None:
+    if dora and bits:
+        pytest.skip("mlx_lm has no DoRA on quantised embeddings")
+
+    def make() -> nn.Module:
+        return make_llama(bits, tied=tied)
+
+    keys = ["model.embed_tokens", "self_attn.q_proj"]
+    paths = {
+        "e": write_adapter(tmp_path / "e", make, dora=dora, keys=keys, seed=1),
+        "f": write_adapter(tmp_path / "f", make, dora=dora, keys=keys, rank=2, seed=2),
+        "q": write_adapter(tmp_path / "q", make, keys=keys[1:], seed=3),
+    }
+    model = make()
+    base = run(model)
+    bank = AdapterBank(model)
+    for name, path in paths.items():
+        bank.load(name, path)
+    assert isinstance(model.model.embed_tokens, LoRAEmbedding)
+    bank.select([(2, (("e", 1.0),))])
+    assert_near(run(model), expected(make, paths["e"]))
+
+    rows = [(("f", 1.0),), (), (("e", 1.0),), (("q", 1.0),)]
+    tokens = mx.concatenate([TOKENS, TOKENS])
+    bank.select([(1, pairs) for pairs in rows])
+    mixed = run(model, tokens)
+    for row, name in ((0, "f"), (2, "e"), (3, "q")):
+        assert_near(mixed[row], expected(make, paths[name], tokens)[row])
+    assert_near(mixed[1], base[1])
+
+
+def test_dora_on_a_quantised_embedding_is_that_of_its_weight(tmp_path: Path) -> None:
+    keys = ["model.embed_tokens"]
+    path = write_adapter(tmp_path / "e", lambda: make_llama(tied=True), dora=True, keys=keys)
+
+    def make_dequantised() -> nn.Module:
+        model = make_llama(tied=True)
+        packed = make_llama(4, tied=True).model.embed_tokens
+        weight = mx.dequantize(packed.weight, packed.scales, packed.biases, 32, 4)
+        model.model.embed_tokens.weight = weight
+        return model
+
+    model = make_dequantised()
+    model.model.embed_tokens = make_llama(4, tied=True).model.embed_tokens
+    bank = AdapterBank(model)
+    bank.load("e", path)
+    bank.select([(2, (("e", 1.0),))])
+    assert_near(run(model), expected(make_dequantised, path))
+
+
+def test_packed_tokens_on_an_embedding_equal_each_row_alone(tmp_path: Path) -> None:
+    """A flat array of ids, and a tied head that sees fewer rows than the embedding."""
+
+    def make() -> nn.Module:
+        return make_llama(tied=True)
+
+    model = make()
+    bank = AdapterBank(model)
+    names = {"a": False, "b": True}
+    for seed, (name, dora) in enumerate(names.items()):
+        keys = ["model.embed_tokens"]
+        bank.load(name, write_adapter(tmp_path / name, make, dora=dora, keys=keys, seed=seed))
+    layer = model.model.embed_tokens
+    rows = [(("a", 1.0),), (("a", 0.5), ("b", 1.0)), (), (("b", 0.5),)]
+    segments = [(1, p) for p in rows] + [(20, (("b", 1.0),)), (3, ()), (11, (("a", 2.0),))]
+    total = sum(n for n, _ in segments)
+    ids = mx.random.randint(0, 64, (total,), key=mx.random.key(1))
+    x = mx.random.normal((total, 64), key=mx.random.key(2))
+    bank.select(segments)
+    vectors, logits = np.array(layer(ids)), np.array(layer.as_linear(x))
+    start = 0
+    for n, pairs in segments:
+        bank.select([(n, pairs)])
+        assert_near(vectors[start : start + n], np.array(layer(ids[start : start + n])))
+        assert_near(logits[start : start + n], np.array(layer.as_linear(x[start : start + n])))
+        start += n
 
 
 def test_an_adapter_comes_and_goes_while_others_stay(three: dict[str, Path]) -> None:
@@ -302,6 +409,63 @@ def test_experts_under_different_adapters_equal_mlx_lm(tmp_path: Path, length: i
     for name in paths:
         bank.unload(name)
     assert dict(model.named_modules()).keys() == modules.keys()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_tied_head_under_adapters_sees_the_rows_it_is_given(
+    tmp_path: Path, bits: int | None
+) -> None:
+    """Our Llama: a prompt chunk wants its last logits only, so the head has fewer rows."""
+
+    def make() -> nn.Module:
+        return make_pair(bits=bits)[0]
+
+    keys = ["model.embed_tokens", "self_attn.q_proj"]
+    paths = {
+        name: write_adapter(tmp_path / name, make, keys=keys, num_layers=3, seed=seed)
+        for seed, name in enumerate("ab", start=1)
+    }
+    model = make_pair(bits=bits)[1]
+    model.bank = AdapterBank(model.module)
+    for name, path in paths.items():
+        model.bank.load(name, path)
+    prompts = random_prompts([6, 5, 9, 4])
+    adapters = [(("a", 1.0),), (), (("b", 1.0),), (("a", 1.0),)]
+    seats = [model.cache.open(32) for _ in prompts]
+    for seat, prompt in zip(seats, prompts, strict=True):
+        model.cache.reserve(seat, len(prompt))
+    wanted = [1, 2, 1, 0]
+    rows = [
+        Row(seat, len(prompt), n, pairs)
+        for seat, prompt, n, pairs in zip(seats, prompts, wanted, adapters, strict=True)
+    ]
+    logits, _ = model.forward(mx.array([t for prompt in prompts for t in prompt]), rows)
+    parts = np.split(np.array(logits), np.cumsum(wanted)[:-1])
+    for part, prompt, n, pairs in zip(parts, prompts, wanted, adapters, strict=True):
+        tokens = mx.array([prompt])
+        reference = expected(make, paths[pairs[0][0]], tokens) if pairs else run(make(), tokens)
+        np.testing.assert_allclose(part, reference[0, len(prompt) - n :], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
+def test_experts_in_half_precision_equal_those_in_float32(tmp_path: Path, dtype: mx.Dtype) -> None:
+    """Packed experts: mlx_lm's plain ones do not run in half precision on the CPU."""
+
+    def make(dtype: mx.Dtype = dtype) -> nn.Module:
+        return make_mixtral(4, dtype)
+
+    path = write_adapter(tmp_path / "a", make, dtype=dtype)
+    x = mx.random.normal((2, 40, 32), key=mx.random.key(1))
+    experts = mx.random.randint(0, 4, (2, 40, 2), key=mx.random.key(2))
+    outputs = []
+    for model in (make(), make(mx.float32)):
+        bank = AdapterBank(model)
+        bank.load("a", path)
+        bank.select([(1, (("a", 1.0),)), (1, ())])
+        block = model.layers[1].block_sparse_moe.switch_mlp
+        y = block(x.astype(model.model.norm.weight.dtype), experts)
+        outputs.append(np.array(y.astype(mx.float32)))
+    assert_near_in_half_precision(*outputs)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared models are not here")
@@ -380,10 +544,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "embedding": (
         lambda p: rewrite(
             p,
-            model__embed_tokens__lora_a=mx.ones((64, 4)),
+            model__embed_tokens__lora_a=mx.ones((65, 4)),
             model__embed_tokens__lora_b=mx.ones((4, 64)),
         ),
-        "changes model.embed_tokens, a ",
+        "embed_tokens.lora_a has shape (65, 4) where the model calls for (64, 4)",
+    ),
+    "norm": (
+        lambda p: rewrite(
+            p,
+            model__norm__lora_a=mx.ones((64, 4)),
+            model__norm__lora_b=mx.ones((4, 64)),
+        ),
+        "changes model.norm, a RMSNorm; only linear, embedding",
     ),
 }
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from mlx_server.core import GenerationRequest, Text, TextPrompt
-from mlx_server.errors import ModelLoadError, ModelNotFound, RequestError, Unavailable
+from mlx_server.core import GenerationRequest, Heartbeat, Text, TextPrompt, TokenPrompt
+from mlx_server.errors import (
+    DeadlineExceeded,
+    ModelLoadError,
+    ModelNotFound,
+    RequestError,
+    ServerError,
+    Unavailable,
+)
 from mlx_server.pool import ModelPool
 
 PROMPT = "Once upon a time"
@@ -76,6 +84,14 @@ def test_adapter_paths_outside_the_start_directory_are_refused(pool: ModelPool, 
     assert error.value.param == "adapters"
 
 
+@pytest.mark.parametrize("name", ["chat", "./chat", "chat/", "chat/.", "../inside/chat"])
+def test_other_spellings_of_a_path_are_the_same_model(pool: ModelPool, name: str) -> None:
+    assert ask(pool, "chat").startswith(BASE)
+    entries = dict(pool._entries)
+    assert ask(pool, name).startswith(BASE)
+    assert pool._entries == entries
+
+
 def test_a_model_under_the_start_directory_is_loaded_on_request(pool: ModelPool) -> None:
     assert ask(pool, "chat").startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name, "chat"]
@@ -119,6 +135,8 @@ def test_the_least_recently_used_model_goes_when_its_rows_are_done(
     waiting.start()
     waiting.join(0.2)
     assert not other
+    # Its own clients still see it, and so does whoever asks what there is.
+    assert pool.default_name in [c.id for c in pool.cards() if c.loaded]
     text = "".join(d.text for d in running if isinstance(d, Text))
     assert len(text) > 400
     waiting.join(20)
@@ -164,5 +182,95 @@ def test_a_request_that_is_refused_holds_nothing(pool: ModelPool) -> None:
     for fields in ({"options": {"logit_bias": ((10**6, 1.0),)}}, {"adapters": "nothing"}):
         with pytest.raises(RequestError):
             ask(pool, None, **fields)
-    start(pool).cancel()
-    assert all(entry.num_active == 0 for entry in pool._entries.values())
+    assert all(entry.num_entering == 0 for entry in pool._entries.values())
+
+
+def test_a_stream_that_waits_for_its_model_begins_at_once(
+    open_pool, stories: Path, place: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("mlx_server.arrival.HEARTBEAT", 0.05)
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    running = iter(start(pool, max_tokens=450, options={"ignore_eos": True}))
+    next(running)
+    waiting = iter(start(pool, "chat"))
+    assert isinstance(next(waiting), Heartbeat)
+    assert len([d for d in running if isinstance(d, Text)]) > 300
+    assert "".join(d.text for d in waiting if isinstance(d, Text)).startswith(BASE)
+
+
+def test_a_reader_that_is_slow_holds_no_model(open_pool, stories: Path, place: Path) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    slow = iter(start(pool, max_tokens=60, options={"ignore_eos": True}))
+    next(slow)  # and reads no further
+    assert ask(pool, "chat").startswith(BASE)
+    assert "".join(d.text for d in slow if isinstance(d, Text)).startswith(BASE)
+
+
+def test_a_request_that_gives_up_waiting_unloads_nothing(
+    open_pool, stories: Path, place: Path
+) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    running = iter(start(pool, max_tokens=450, options={"ignore_eos": True}))
+    next(running)
+    waiting = start(pool, "chat")
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            list(waiting)
+        except ServerError as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(0.05)
+    waiting.cancel()
+    reader.join(5)
+    assert len(failures) == 1
+    assert len([d for d in running if isinstance(d, Text)]) > 300
+    time.sleep(0.1)
+    assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name]
+    assert ask(pool).startswith(BASE)
+
+
+def test_a_deadline_counts_the_wait_for_the_model(open_pool, stories: Path, place: Path) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    running = iter(start(pool, max_tokens=450, options={"ignore_eos": True}))
+    next(running)
+    with pytest.raises(DeadlineExceeded):
+        list(start(pool, "chat", timeout=0.05))
+    assert len([d for d in running if isinstance(d, Text)]) > 300
+
+
+def test_the_default_is_always_listed_first(open_pool, stories: Path, place: Path) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"), alias=("tales",))
+    ask(pool, "chat")
+    first = pool.cards()[0]
+    assert (first.id, first.loaded) == (pool.default_name, False)
+    for name in ("tales", "stories260k", pool.default_name):
+        assert pool.card(name).id == pool.default_name
+
+
+def test_a_budget_that_holds_no_sequence_is_refused_at_the_start(open_pool, stories: Path) -> None:
+    with pytest.raises(ModelLoadError, match="--max-kv-bytes"):
+        open_pool(model=str(stories / "stories260k"), max_kv_bytes=1000)
+
+
+def test_a_prompt_beyond_the_memory_is_refused_before_the_stream(open_pool, stories: Path) -> None:
+    pool = open_pool(model=str(stories / "stories260k"), max_kv_bytes=400_000)
+    tokens = TokenPrompt((1, *[300] * 300))
+    with pytest.raises(RequestError, match=r"301 tokens.*--max-kv-bytes") as error:
+        pool.generate(GenerationRequest("long", None, (tokens,)))
+    assert error.value.param == "prompt"
+
+
+def test_more_replies_than_are_possible_are_refused(pool: ModelPool) -> None:
+    many = GenerationRequest("many", None, (TextPrompt("a"),) * 100, n=100)
+    with pytest.raises(RequestError, match="10000") as error:
+        pool.generate(many)
+    assert error.value.param == "prompt"
+
+
+def test_an_empty_model_name_is_the_demo(open_pool) -> None:
+    pool = open_pool(model="")
+    assert pool.cards()[0].id == "demo"

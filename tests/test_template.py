@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
-from jinja2 import TemplateSyntaxError
+from jinja2 import Template, TemplateSyntaxError
 from transformers.utils import chat_template_utils
 
 from mlx_server.core import ImagePart, Message, TextPart, ToolCall
@@ -106,10 +107,19 @@ def test_request_variables_come_first_and_unknown_ones_do_no_harm() -> None:
     assert template.render(turns("user:a"), {"mood": "keen", "other": 1}) == "keen"
 
 
-@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "chat_template"])
-def test_variables_cannot_replace_the_conversation(name: str) -> None:
-    with pytest.raises(RequestError, match=name):
+NAMED_PARAMETERS = sorted(
+    parameter.name
+    for function in (chat_template_utils.render_jinja_template, Template.render)
+    for parameter in inspect.signature(function).parameters.values()
+    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+)
+
+
+@pytest.mark.parametrize("name", ["messages", *NAMED_PARAMETERS])
+def test_variables_cannot_replace_what_the_rendering_sets(name: str) -> None:
+    with pytest.raises(RequestError, match=f"'{name}' cannot be set") as caught:
         ChatTemplate(ANY, {}).render(turns("user:a"), {name: []})
+    assert caught.value.param == "chat_template_kwargs"
     with pytest.raises(ValueError, match=name):
         ChatTemplate(ANY, {name: []})
 

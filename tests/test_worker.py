@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from models import make_engine, make_pair, random_prompts, request
 
-from mlx_server.core import GenerationRequest, StepOutput, Text, TextPrompt
+from mlx_server.core import (
+    GenerationRequest,
+    Heartbeat,
+    Progress,
+    StepOutput,
+    Text,
+    TextPrompt,
+    TokenPrompt,
+)
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
 
@@ -26,7 +34,7 @@ def worker():
 
 def submit(worker: Worker, name: str, **options) -> queue.SimpleQueue[StepOutput]:
     outbox: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
-    worker.submit("m", request(name, random_prompts([5])[0], **options), outbox)
+    worker.submit("m", [request(name, random_prompts([5])[0], **options)], outbox)
     return outbox
 
 
@@ -52,6 +60,28 @@ def test_more_than_may_wait_are_told_to_come_back(worker: Worker) -> None:
     assert last(submit(worker, "after")).outputs[0].finish_reason == "length"
 
 
+def test_requests_that_belong_together_are_queued_together_or_not_at_all(worker: Worker) -> None:
+    outbox: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+    many = [request(f"m{i}", [1, 2, 3], max_tokens=2) for i in range(20)]
+    worker.submit("m", many, outbox)  # more than may wait, but nobody waits before them
+    ends = 0
+    while ends < 20:
+        ends += sum(o.finish_reason == "length" for o in outbox.get(timeout=20).outputs)
+    waiting = [submit(worker, f"r{i}", max_tokens=2000) for i in range(3)]
+    time.sleep(0.1)
+    with pytest.raises(Unavailable):
+        worker.submit("m", many, outbox)
+    assert outbox.empty()
+    assert len(waiting) == 3
+
+
+def test_a_call_may_wait_until_an_engine_is_idle(worker: Worker) -> None:
+    outbox = submit(worker, "r", max_tokens=400)
+    left = worker.call(lambda engines: engines["m"].busy, idle="m")
+    assert left is False
+    assert last(outbox).outputs[0].finish_reason == "length"
+
+
 def test_stopping_ends_every_request_with_an_error(worker: Worker) -> None:
     outboxes = [submit(worker, f"r{i}", max_tokens=2000) for i in range(3)]
     worker.stop()
@@ -62,7 +92,7 @@ def test_stopping_ends_every_request_with_an_error(worker: Worker) -> None:
 
 def test_an_unknown_engine_and_a_failing_call_harm_nobody(worker: Worker) -> None:
     outbox: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
-    worker.submit("gone", request("r", [1, 2]), outbox)
+    worker.submit("gone", [request("r", [1, 2])], outbox)
     assert isinstance(last(outbox).error, Unavailable)
     with pytest.raises(ZeroDivisionError):
         worker.call(lambda engines: 1 / 0)
@@ -92,7 +122,6 @@ def test_a_deadline_ends_the_request_and_frees_its_row(open_pool, stories: Path)
     with pytest.raises(DeadlineExceeded):
         for _ in pool.generate(many):
             pass
-    assert all(entry.num_active == 0 for entry in pool._entries.values())
     rows = pool.worker.call(
         lambda engines: [e.num_running + e.num_waiting for e in engines.values()]
     )
@@ -118,3 +147,20 @@ def test_cancelling_from_another_thread_ends_the_iteration(open_pool, stories: P
     reader.join(5)
     assert not reader.is_alive()
     assert isinstance(seen[-1], ServerError)
+
+
+def test_a_long_prefill_does_not_keep_a_client_in_silence(
+    open_pool, stories: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("mlx_server.llm.HEARTBEAT", 0.05)
+    pool = open_pool(model=str(stories / "stories260k"), prefill_chunk_size=1)
+    prompt = TokenPrompt((1, *[300] * 250))
+    deltas = list(
+        pool.generate(
+            GenerationRequest("h", None, (prompt,), {"max_tokens": 2, "ignore_eos": True})
+        )
+    )
+    first_text = next(i for i, d in enumerate(deltas) if isinstance(d, Text))
+    before = [type(d) for d in deltas[:first_text]]
+    assert before.count(Progress) > 100
+    assert before.count(Heartbeat) >= 2

@@ -44,6 +44,10 @@ class Pool(Protocol):
         """Accept the request, or raise: invalid, too long, no such model, full, loading."""
         ...
 
+    def current_model(self) -> str:
+        """The id of the model that a request without a name gets."""
+        ...
+
     def cards(self) -> list[ModelCard]: ...
 
     def card(self, name: str) -> ModelCard:
@@ -82,7 +86,9 @@ class HttpRequest:
             raise RequestError("The request has no body; send a JSON object.")
         try:
             value = json.loads(self.body)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise RequestError("The body is nested too deeply.") from None
+        except ValueError as error:
             raise RequestError(f"The body is not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise RequestError("The body must be a JSON object.")

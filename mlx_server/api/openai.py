@@ -202,7 +202,5 @@ def new_id(prefix: str) -> str:
 
 
 def reply_model(request: GenerationRequest, pool: Pool) -> str:
-    """The name the client sent, else that of the loaded model, which is the first card."""
-    if request.model is not None:
-        return request.model
-    return next((card.id for card in pool.cards()), "default_model")
+    """The name the client sent, else that of the model that answers."""
+    return request.model if request.model is not None else pool.current_model()

@@ -20,6 +20,9 @@ from mlx_server.errors import RequestError
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_DEPTH = 64
+"""Objects and lists inside one another, in a field that is passed on as it came."""
+
 INT32_MAX = 2**31 - 1
 LIMIT_ALLOWED = "must be an integer of at least 1, or -1 (until the context is full)"
 
@@ -90,9 +93,16 @@ def text(value: Any) -> str:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """A JSON object whose strings, at any depth, can be encoded."""
+    """A JSON object of bounded depth whose strings, wherever they are, can be encoded."""
     if not isinstance(value, dict):
         raise ValueError("must be an object")
+    # Level by level: recursion is what a deeper one would break, here and in a template.
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        children = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [c for group in children for c in group if isinstance(c, dict | list)]
+    if level:
+        raise ValueError(f"must not be nested too deeply (at most {MAX_DEPTH} levels)")
     text(json.dumps(value, ensure_ascii=False))
     return value
 
@@ -187,6 +197,8 @@ def validate(schema: type[Schema], body: Any) -> Schema:
         return schema.model_validate(body)
     except ValidationError as failure:
         first = failure.errors(include_url=False)[0]
+    except RecursionError:
+        raise RequestError("The body is nested too deeply.") from None
     raise wrong(path(first["loc"]), _reason(first), first["input"], first["type"] != "missing")
 
 

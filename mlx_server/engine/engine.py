@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from mlx_server.core import EngineRequest, FinishReason, StepOutput, TokenOutput
@@ -15,6 +15,9 @@ from mlx_server.errors import RequestError, ServerError
 from mlx_server.models.base import ServedModel
 
 log = logging.getLogger(__name__)
+
+MAX_FAILURES = 2
+"""Failed steps after which a sequence runs alone to its end."""
 
 Outputs = dict[str, StepOutput]
 """What a step did, per request."""
@@ -37,6 +40,9 @@ class Limits:
 class Engine:
     """Runs one model's sequences in one batch.
 
+    Attributes:
+        max_tokens: The longest sequence that context and memory budget allow.
+
     `step()` is pipelined: it submits the next forward pass before it reads the
     tokens of the one before, so the device never waits for the host. A row that
     turns out to have ended is in one pass too many; that pass's token is dropped.
@@ -52,6 +58,7 @@ class Engine:
             prefill_chunk_size=limits.prefill_chunk_size,
         )
         self.runner = Runner(model)
+        self.max_tokens = _most_tokens(model)
         self.num_steps = 0
         self._flight: Flight | None = None
         self._requests: dict[str, list[Sequence]] = {}
@@ -60,20 +67,16 @@ class Engine:
     # ------------------------------------------------------------ commands
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request.
+        """Queue a request. What the memory budget cannot hold of its `max_tokens` is cut.
 
         Raises:
-            RequestError: Its keys and values can never fit the memory budget.
+            RequestError: Not even its prompt and one token fit the budget.
         """
-        cache = self.model.cache
-        need = cache.cost(len(request.token_ids) + 1)
-        if need > cache.max_bytes:
-            raise RequestError(
-                f"The prompt's {len(request.token_ids)} tokens need {need / 2**20:.0f} MiB for "
-                f"keys and values, more than the {cache.max_bytes / 2**20:.0f} MiB that the "
-                "server may use. Shorten the prompt or start the server with a larger "
-                "--max-kv-bytes."
-            )
+        if len(request.token_ids) >= self.max_tokens:
+            raise RequestError(no_room(len(request.token_ids), self.max_tokens))
+        room = self.max_tokens - len(request.token_ids)
+        if request.params.max_tokens > room:
+            request = replace(request, params=replace(request.params, max_tokens=room))
         sequences = [Sequence(request, i, next(self._arrivals)) for i in range(request.n)]
         self._requests[request.id] = sequences
         for sequence in sequences:
@@ -143,7 +146,13 @@ class Engine:
 
     def _postprocess(self, result: Landed) -> TokenOutput:
         row, sequence = result.row, result.row.sequence
-        sequence.suspect = False
+        suspects = self.scheduler.suspects
+        # What keeps failing in company has to stay alone.
+        if sequence in suspects and sequence.num_failures <= MAX_FAILURES:
+            suspects.remove(sequence)
+        sequence.num_prompt_logprobs += len(result.prompt_logprobs)
+        done = min(row.end, sequence.num_prompt_tokens)
+        sequence.num_prompt_done = max(sequence.num_prompt_done, done)
         request, token_id = sequence.request, result.token_id
         reason: FinishReason | None = None
         if token_id is not None:
@@ -162,7 +171,7 @@ class Engine:
             token_ids=() if token_id is None else (token_id,),
             logprobs=() if result.candidates is None else (result.candidates,),
             prompt_logprobs=result.prompt_logprobs,
-            prompt_tokens_done=min(row.end, sequence.num_prompt_tokens),
+            prompt_tokens_done=sequence.num_prompt_done,
             cached_tokens=sequence.num_cached_tokens,
             finish_reason=reason,
         )
@@ -185,18 +194,19 @@ class Engine:
         """
         live = [r.sequence for r in rows if r.sequence.status is not Status.FINISHED]
         # A pass submitted meanwhile builds on the failed one.
-        if self._flight is not None:
-            for sequence in self._flight.sampling:
-                sequence.num_pending = 0
-            self._flight = None
-        for sequence in list(self.scheduler.running):
+        self._flight = None
+        for sequence in self.scheduler:
             sequence.num_pending = 0
+        for sequence in list(self.scheduler.running):
             self.scheduler.preempt(sequence)
-        culprit = live[0] if len(live) == 1 and (live[0].suspect or len(rows) == 1) else None
+        alone = len(live) == len(rows) == 1
+        culprit = live[0] if alone and live[0] in self.scheduler.suspects else None
         if culprit is None:
             log.warning("a step of %d rows failed, trying them one by one: %s", len(rows), error)
             for sequence in live:
-                sequence.suspect = True
+                sequence.num_failures += 1
+            fresh = [s for s in live if s not in self.scheduler.suspects]
+            self.scheduler.suspects += fresh
             return
         log.error("request %s failed", culprit.request.id, exc_info=error)
         for sequence in list(self._requests.get(culprit.request.id, ())):
@@ -204,3 +214,23 @@ class Engine:
         outputs[culprit.request.id] = StepOutput(
             error=ServerError(f"The model failed on this request: {error}")
         )
+
+
+def _most_tokens(model: ServedModel) -> int:
+    """The longest sequence whose keys and values fit the cache's budget, and the context."""
+    low, high = 0, model.context_length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if model.cache.cost(middle) <= model.cache.max_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def no_room(prompt_tokens: int, max_tokens: int) -> str:
+    return (
+        f"The prompt has {prompt_tokens} tokens, but the memory for keys and values holds "
+        f"{max_tokens} with the reply. Shorten the prompt, or start the server with a larger "
+        "--max-kv-bytes."
+    )

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_server.engine import device
 from mlx_server.engine.engine import Engine, Limits
+from mlx_server.errors import ModelLoadError
 from mlx_server.models import loader
 from mlx_server.models.base import ServedModel
 from mlx_server.models.lora import AdapterBank
@@ -22,6 +23,7 @@ class EngineInfo:
     """What the other threads may know of a loaded model: no arrays.
 
     Attributes:
+        kv_tokens: The longest sequence that `kv_bytes` hold.
         sampling: Defaults of its generation_config.json.
     """
 
@@ -30,6 +32,7 @@ class EngineInfo:
     num_parameters: int
     nbytes: int
     kv_bytes: int
+    kv_tokens: int
     eos_token_ids: tuple[int, ...]
     sampling: Mapping[str, Any]
 
@@ -47,12 +50,18 @@ def load_engine(
     model = _served(loaded, bank)
     kv_bytes = limits.max_kv_bytes or device.kv_budget(loaded.nbytes)
     engine = Engine(model, Limits(limits.max_batch_size, limits.prefill_chunk_size, kv_bytes))
+    if engine.max_tokens < 2:
+        raise ModelLoadError(
+            f"Cannot load {name}: one sequence needs {model.cache.cost(2) / 2**20:.3g} MiB for "
+            f"keys and values, more than the {kv_bytes / 2**20:.3g} MiB of --max-kv-bytes."
+        )
     info = EngineInfo(
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         num_parameters=loaded.num_parameters,
         nbytes=loaded.nbytes,
         kv_bytes=kv_bytes,
+        kv_tokens=engine.max_tokens,
         eos_token_ids=loaded.eos_token_ids,
         sampling=loaded.generation_config,
     )

@@ -171,7 +171,6 @@ class Runner:
         found = None
         if begin < end:
             found = position_logprobs(logits[begin - start : end - start], ids, top)
-        sequence.num_prompt_logprobs = end + 1
         return PromptLogprobs(first, found)
 
     def read(self, flight: Flight) -> list[Landed]:

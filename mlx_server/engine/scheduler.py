@@ -40,6 +40,10 @@ class Scheduler:
         cache: Where admitted sequences get their seats.
         max_batch_size: Sequences that run at the same time.
         prefill_chunk_size: Prompt tokens per step, all rows together.
+
+    Attributes:
+        suspects: Sequences that were in a step that failed: they run one at a
+            time until each has shown that it was not the cause.
     """
 
     def __init__(self, cache: Cache, *, max_batch_size: int, prefill_chunk_size: int) -> None:
@@ -48,6 +52,7 @@ class Scheduler:
         self.prefill_chunk_size = prefill_chunk_size
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.suspects: list[Sequence] = []
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -59,6 +64,8 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
+        if sequence in self.suspects:
+            self.suspects.remove(sequence)
         self._leave_seat(sequence)
         sequence.status = Status.FINISHED
 
@@ -88,9 +95,8 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """The rows of the next step, each with room in its seat."""
-        suspect = next((s for s in self if s.suspect), None)
-        if suspect is not None:
-            return self._schedule_alone(suspect)
+        if self.suspects:
+            return self._schedule_alone(self.suspects[0])
         self._admit()
         # The last token of a prompt whose other tokens are stored is a decode row as well.
         decoding = [s for s in self.running if s.num_to_compute == 1 and s.wants_step]
@@ -163,7 +169,9 @@ class Scheduler:
         """Reserve room, preempting the latest arrivals if it must; False if it went itself."""
         if sequence.seat is None:
             return False
-        while not self.cache.can_reserve(sequence.seat, num_tokens) and len(self.running) > 1:
+        while not self.cache.can_reserve(sequence.seat, num_tokens):
+            # The last one there is goes too: its old room and its new one would not
+            # fit together, so it is computed again in a larger seat.
             last = max(self.running, key=lambda s: s.arrival)
             self.preempt(last)
             if last is sequence:

@@ -57,9 +57,9 @@ class Sequence:
         tokens: Prompt and generated tokens known to the host.
         num_pending: Sampled tokens that the host has not read yet.
         seat: Its place in the KV cache while it runs.
-        suspect: It was in a step that failed, and runs alone until it has
-            shown that it was not the cause.
-        num_prompt_logprobs: Prompt positions already reported.
+        num_failures: Failed steps it was in.
+        num_prompt_logprobs, num_prompt_done: Prompt tokens whose log-probabilities,
+            or whose computation, have been reported.
         arrival: Order of admission; the last to come is preempted first.
     """
 
@@ -70,8 +70,9 @@ class Sequence:
     status: Status = Status.WAITING
     seat: Seat | None = None
     num_pending: int = 0
-    suspect: bool = False
+    num_failures: int = 0
     num_prompt_logprobs: int = 0
+    num_prompt_done: int = 0
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
 

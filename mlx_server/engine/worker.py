@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +37,21 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Run a function on the engine thread, between two steps."""
+    """Run a function on the engine thread, between two steps.
+
+    Args:
+        idle: The engine that must have nothing left to do before.
+    """
 
     function: Callable[[dict[str, Engine]], Any]
     future: Future[Any]
+    idle: str | None = None
+
+    def run(self, engines: dict[str, Engine]) -> None:
+        try:
+            self.future.set_result(self.function(engines))
+        except BaseException as error:
+            self.future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Worker:
         self._num_waiting = 0
         self._num_in_inbox = 0
         self._lock = threading.Lock()
+        self._deferred: list[Control] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -75,8 +87,10 @@ class Worker:
 
     # ------------------------------------------------------------ from any thread
 
-    def submit(self, engine: str, request: EngineRequest, outbox: Outbox) -> None:
-        """Queue a request; its outputs arrive in the outbox.
+    def submit(self, engine: str, requests: Sequence[EngineRequest], outbox: Outbox) -> None:
+        """Queue requests that belong together, all or none; their outputs arrive in the outbox.
+
+        However many they are, they are taken where nobody waits before them.
 
         Raises:
             Unavailable: The queue is full, or the server is stopping.
@@ -85,20 +99,31 @@ class Worker:
             raise Unavailable("The server is stopping.", retry_after=5)
         with self._lock:
             waiting = self._num_waiting + self._num_in_inbox
-            if waiting >= self.max_waiting:
+            wanted = sum(request.n for request in requests)
+            if waiting and waiting + wanted > self.max_waiting:
                 raise Unavailable(
-                    f"{waiting} requests are waiting already; try again soon.", retry_after=1
+                    f"{waiting} sequences are waiting already; try again soon.", retry_after=1
                 )
-            self._num_in_inbox += request.n
-        self._inbox.put(Add(engine, request, outbox))
+            self._num_in_inbox += wanted
+        for request in requests:
+            self._inbox.put(Add(engine, request, outbox))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self._inbox.put(Abort(request_id, index))
 
-    def call(self, function: Callable[[dict[str, Engine]], Any]) -> Any:
-        """Run `function(engines)` on the engine thread and wait for its result."""
+    def call(self, function: Callable[[dict[str, Engine]], Any], idle: str | None = None) -> Any:
+        """Run `function(engines)` on the engine thread and wait for its result.
+
+        Args:
+            idle: An engine whose requests all end first.
+
+        Raises:
+            Unavailable: The server is stopping. Whatever `function` raises.
+        """
+        if self._stopped:
+            raise Unavailable("The server is stopping.", retry_after=5)
         future: Future[Any] = Future()
-        self._inbox.put(Control(function, future))
+        self._inbox.put(Control(function, future, idle))
         return future.result()
 
     def stop(self, timeout: float = 10.0) -> bool:
@@ -116,6 +141,9 @@ class Worker:
             for name, engine in list(self._engines.items()):
                 if engine.busy:
                     self._step(name, engine)
+            for control in [c for c in self._deferred if not self._busy(c.idle)]:
+                self._deferred.remove(control)
+                control.run(self._engines)
             with self._lock:
                 self._num_waiting = sum(e.num_waiting for e in self._engines.values())
         self._turn_away()
@@ -125,6 +153,8 @@ class Worker:
     def _turn_away(self) -> None:
         """Leave nobody waiting for an answer that will not come."""
         stopping = Unavailable("The server is stopping.", retry_after=5)
+        for control in self._deferred:
+            control.future.set_exception(stopping)
         outboxes = [outbox for _, outbox in self._outboxes.values()]
         while not self._inbox.empty():
             command = self._inbox.get()
@@ -152,13 +182,17 @@ class Worker:
                     self._add(name, request, outbox)
                 case Abort(request_id, index):
                     self._abort(request_id, index)
-                case Control(function, future):
-                    try:
-                        future.set_result(function(self._engines))
-                    except BaseException as error:
-                        future.set_exception(error)
+                case Control():
+                    if self._busy(command.idle):
+                        self._deferred.append(command)
+                    else:
+                        command.run(self._engines)
                 case Stop():
                     self._stopped = True
+
+    def _busy(self, name: str | None) -> bool:
+        engine = self._engines.get(name or "")
+        return engine is not None and engine.busy
 
     def _add(self, name: str, request: EngineRequest, outbox: Outbox) -> None:
         with self._lock:

@@ -4,7 +4,9 @@
     adapters.safetensors    <module path>.lora_a, .lora_b and, for DoRA, .m
 
 For a linear layer of weight W [O, D] the factors are A [D, R] and B [R, O]; for
-a mixture-of-experts layer [E, O, D] they are A [E, R, D] and B [E, O, R].
+a mixture-of-experts layer [E, O, D] they are A [E, R, D] and B [E, O, R]; for an
+embedding W [V, D] they are A [V, R] and B [R, D], which is a linear layer's pair
+turned round: W as an output head has the factors Bᵀ and Aᵀ.
 
 LoRA (arXiv:2106.09685)    y = x Wᵀ + s (x A) B
 DoRA (arXiv:2402.09353)    y = m / ‖W + s (A B)ᵀ‖ ⊙ (x Wᵀ + s (x A) B)
@@ -69,7 +71,7 @@ class Magnitude:
 
 
 def _dequantised(linear: nn.Module, rows: slice) -> mx.array:
-    if not isinstance(linear, nn.QuantizedLinear):
+    if "scales" not in linear:
         return linear.weight[rows]
     biases = linear.get("biases")
     return mx.dequantize(
@@ -84,7 +86,10 @@ def _dequantised(linear: nn.Module, rows: slice) -> mx.array:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """One adapter's share of one layer. `scale` is the adapter's own; a row's multiplies it."""
+    """One adapter's share of one layer. `scale` is the adapter's own; a row's multiplies it.
+
+    An embedding's are those of the output head with its weight, A [D, R] and B [R, V].
+    """
 
     a: mx.array
     b: mx.array
@@ -169,23 +174,29 @@ def _by_module(
 
 
 def check_shapes(
-    module: str, tensors: Mapping[str, mx.array], base: tuple[int, ...], rank: int | None
+    module: str,
+    tensors: Mapping[str, mx.array],
+    base: tuple[int, ...],
+    rank: int | None,
+    *,
+    embedding: bool = False,
 ) -> None:
     """See that an adapter's tensors fit the layer they are for.
 
     Args:
-        base: Shape of the layer's unpacked weight, (O, D) or (E, O, D).
+        base: Shape of the layer's unpacked weight, (O, D) or (E, O, D); (V, D) of an embedding.
 
     Raises:
         ModelLoadError: One does not; the message names it and both shapes.
     """
-    *experts, outputs, inputs = base
+    *experts, rows, columns = base
+    inputs, outputs = (rows, columns) if embedding else (columns, rows)
     a = tensors["lora_a"]
     r = rank if rank is not None else a.shape[-2 if experts else -1]
     expected = {
         "lora_a": (*experts, r, inputs) if experts else (inputs, r),
         "lora_b": (*experts, outputs, r) if experts else (r, outputs),
-        "m": (outputs,),
+        "m": (rows,),
     }
     for leaf, tensor in tensors.items():
         if tensor.shape != expected[leaf]:

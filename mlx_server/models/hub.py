@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mlx_server.errors import ModelLoadError
-from mlx_server.models.model_files import weight_files
+from mlx_server.models.model_files import missing_code, read_json, weight_files
 
 METADATA_PATTERNS = (
     "*.json",
@@ -89,9 +89,16 @@ def local_folder(name: str, start_dir: Path, marker: str = "config.json") -> Pat
 
 
 def find_cached(
-    name: str, *, revision: str | None = None, cache_dir: Path | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    cache_dir: Path | None = None,
 ) -> Path | None:
-    """The snapshot of repo `name` in the local cache, if it is there and complete."""
+    """The snapshot of repo `name` in the local cache, if it is there and complete.
+
+    With `trust_remote_code`, the Python files that its configs name belong to it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -106,12 +113,14 @@ def find_cached(
                 name,
                 revision=revision,
                 cache_dir=cache_dir,
-                allow_patterns=list(METADATA_PATTERNS),
+                allow_patterns=list(
+                    METADATA_PATTERNS + (CODE_PATTERNS if trust_remote_code else ())
+                ),
                 ignore_patterns=list(IGNORE_PATTERNS),
                 local_files_only=True,
             )
         )
-        return folder if _is_servable(folder) else None
+        return folder if _is_complete(folder, trust_remote_code) else None
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
 
@@ -142,12 +151,15 @@ def resolve(
         raise ModelLoadError(
             f"There is no folder {name!r}, and it is not a Hugging Face repo id (owner/name)."
         )
-    if (cached := find_cached(name, revision=revision, cache_dir=cache_dir)) is not None:
+    cached = find_cached(
+        name, revision=revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
+    )
+    if cached is not None:
         return cached
     if not allow_download:
         raise ModelLoadError(
-            f"{name!r} is not in the local cache; fetch it with `hf download {name}`, "
-            "or start the server with --allow-download."
+            f"{name!r} is not in the local cache, or not complete; fetch it with "
+            f"`hf download {name}`, or start the server with --allow-download."
         )
     return _download(name, revision, trust_remote_code, cache_dir)
 
@@ -198,9 +210,9 @@ def _download(
     except Exception as error:
         # The hub library lets its HTTP client's exceptions through, so no
         # narrower class covers them all.
-        raise ModelLoadError(_explain(error, name, revision)) from error
-    if is_offline_mode() and not _is_servable(folder):
-        raise ModelLoadError(_offline(name))
+        raise ModelLoadError(_explain(error, name, revision, trust_remote_code)) from error
+    if is_offline_mode() and not _is_complete(folder, trust_remote_code):
+        raise ModelLoadError(_offline(name, trust_remote_code))
     if not (folder / "config.json").is_file():
         raise ModelLoadError(
             f"The repo {name!r} holds no config.json; choose one with safetensors weights in "
@@ -210,7 +222,7 @@ def _download(
     return folder
 
 
-def _explain(error: Exception, name: str, revision: str | None) -> str:
+def _explain(error: Exception, name: str, revision: str | None, trust_remote_code: bool) -> str:
     """One line for a download that failed, with the mend."""
     from huggingface_hub import errors, is_offline_mode
 
@@ -227,7 +239,7 @@ def _explain(error: Exception, name: str, revision: str | None) -> str:
             "spelling. Is it a private one? Then set HF_TOKEN."
         )
     if is_offline_mode():
-        return _offline(name)
+        return _offline(name, trust_remote_code)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"No space is left on the disk for {name!r}; free some or set HF_HUB_CACHE elsewhere."
@@ -243,11 +255,14 @@ def _explain(error: Exception, name: str, revision: str | None) -> str:
     )
 
 
-def _offline(name: str) -> str:
-    return (
+def _offline(name: str, trust_remote_code: bool) -> str:
+    text = (
         f"{name!r} is neither a folder nor complete in the local cache, and HF_HUB_OFFLINE is "
-        f"set; unset it, or fetch the repo first with `hf download {name}`."
+        f"set; unset it, or fetch the repo first with `hf download {name}`"
     )
+    if trust_remote_code:
+        text += ", or start without --trust-remote-code, which calls for the repo's Python files"
+    return text + "."
 
 
 def _status(error: Exception) -> int | None:
@@ -258,7 +273,10 @@ def _status(error: Exception) -> int | None:
 
 
 def cached_models(cache_dir: Path | None = None) -> list[CachedModel]:
-    """The servable repos in the local cache, sorted by id; none where there is no cache."""
+    """The repos in the local cache that can be served, sorted by id; none without a cache.
+
+    They are complete, and their architecture is one we or mlx-lm know.
+    """
     if cache_dir is None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -269,6 +287,8 @@ def cached_models(cache_dir: Path | None = None) -> list[CachedModel]:
 @lru_cache(maxsize=2)
 def _scan(cache_dir: Path, period: int) -> tuple[CachedModel, ...]:
     """`period` only ends the life of a remembered result."""
+    from mlx_server.models.registry import is_known
+
     models = []
     try:
         entries = sorted(cache_dir.glob("models--*"))
@@ -278,11 +298,13 @@ def _scan(cache_dir: Path, period: int) -> tuple[CachedModel, ...]:
         repo_id = entry.name.removeprefix("models--").replace("--", "/")
         try:
             folder = _snapshot(entry)
-            if folder is None or not is_repo_id(repo_id) or not _is_servable(folder):
+            if folder is None or not is_repo_id(repo_id) or not _is_complete(folder):
+                continue
+            if not is_known(read_json(folder / "config.json")):
                 continue
             sizes = [f.stat().st_size for f in folder.iterdir() if f.is_file()]
             models.append(CachedModel(repo_id, folder, folder.stat().st_mtime, sum(sizes)))
-        except (OSError, ValueError):
+        except (OSError, ValueError, ModelLoadError):
             continue  # a broken entry, or one that another program is deleting
     return tuple(models)
 
@@ -296,11 +318,11 @@ def _snapshot(entry: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _is_servable(folder: Path) -> bool:
+def _is_complete(folder: Path, trust_remote_code: bool = False) -> bool:
     if not (folder / "config.json").is_file():
         return False
     try:
         weight_files(folder)
     except ModelLoadError:
         return False
-    return True
+    return not (trust_remote_code and missing_code(folder))

@@ -9,7 +9,7 @@ they are. Architecture: arXiv:2302.13971 (Llama), arXiv:2310.06825 (Mistral).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from mlx_server.models.lora import AdapterBank
 
 
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
 @dataclass
 class ModelArgs:
     """The fields of config.json that shape the model.
@@ -34,6 +37,9 @@ class ModelArgs:
     Layers whose entry in `layer_types` is "sliding_attention" see the last
     `sliding_window` tokens; without `layer_types` every layer sees all, as in
     mlx-lm, whatever `sliding_window` says.
+
+    Raises:
+        ValueError: A field has a value that makes no model; the message names it.
     """
 
     model_type: str
@@ -56,9 +62,53 @@ class ModelArgs:
     sliding_window: int | None = None
 
     def __post_init__(self) -> None:
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        self.layer_types = self.layer_types or ["full_attention"] * self.num_hidden_layers
+        self._check_types()
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.layer_types is None:
+            self.layer_types = ["full_attention"] * self.num_hidden_layers
+        self._check_layout()
+
+    def _check_types(self) -> None:
+        for name in (
+            "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
+            "vocab_size",
+        ):  # fmt: skip
+            self._require(name, _is_size, "a whole number above 0")
+        for name in ("head_dim", "max_position_embeddings", "num_key_value_heads"):
+            self._require(name, lambda v: v is None or _is_size(v), "a whole number above 0")
+        for name in ("rms_norm_eps", "rope_theta"):
+            self._require(name, _is_positive, "a number above 0")
+        for name in ("attention_bias", "mlp_bias", "rope_traditional", "tie_word_embeddings"):
+            self._require(name, lambda v: isinstance(v, bool | None), "true or false")
+        self._require("rope_scaling", lambda v: isinstance(v, Mapping | None), "an object")
+
+    def _check_layout(self) -> None:
+        """What holds between fields."""
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads % groups:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads, {groups} does not {heads}"
+            )
+        self._require("head_dim", lambda v: v > 0 and v % 2 == 0, "an even number above 0")
+        kinds = self.layer_types
+        if not isinstance(kinds, list | tuple) or len(kinds) != self.num_hidden_layers:
+            found = f"{len(kinds)} entries" if isinstance(kinds, list | tuple) else repr(kinds)
+            raise ValueError(
+                "layer_types must name a kind for each of the num_hidden_layers "
+                f"{self.num_hidden_layers}, not {found}"
+            )
+        if unknown := [kind for kind in kinds if kind not in LAYER_TYPES]:
+            raise ValueError(f"layer_types must be {' or '.join(LAYER_TYPES)}, not {unknown[0]!r}")
+        if "sliding_attention" in kinds:
+            self._require("sliding_window", _is_size, "a whole number above 0 for sliding layers")
+
+    def _require(self, name: str, holds: Callable[[Any], bool], allowed: str) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise ValueError(f"{name} must be {allowed}, not {value!r}")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
@@ -66,13 +116,21 @@ class ModelArgs:
         fields = {name: value for name, value in config.items() if name in known}
         # transformers 5 writes base and scaling together.
         rope = config.get("rope_parameters")
-        if rope and "rope_theta" in rope:
+        if isinstance(rope, Mapping) and "rope_theta" in rope:
             fields.setdefault("rope_theta", rope["rope_theta"])
             fields["rope_scaling"] = fields.get("rope_scaling") or rope
         return cls(**fields)
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
 
 
 class Attention(nn.Module):

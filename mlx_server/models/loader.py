@@ -22,10 +22,17 @@ from mlx_server.errors import ModelLoadError
 from mlx_server.models.model_files import (
     check_safetensors,
     first_names,
+    missing_code,
     read_json,
     weight_files,
 )
-from mlx_server.models.registry import ModuleKind, mlx_lm_utils, resolve_classes
+from mlx_server.models.registry import (
+    OURS,
+    ModuleKind,
+    check_known,
+    mlx_lm_utils,
+    resolve_classes,
+)
 
 CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -44,6 +51,9 @@ ATTENTION_KEYS = ("num_attention_heads", "n_head", "n_heads")
 DEFAULT_CONTEXT = 8192
 UNBOUNDED_CONTEXT = 1 << 20
 """For recurrent models, whose state does not grow with the sequence."""
+
+MAX_REASON = 200
+"""Characters of another library's message that are passed on."""
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -73,6 +83,26 @@ class Loaded:
     num_parameters: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A model's folder that passed all checks short of its weights' values."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    weights: list[Path]
+
+
+def check(path: Path, *, name: str, trust_remote_code: bool = False) -> None:
+    """See whether the model in the folder `path` can be loaded, as far as that shows
+    without its weights. Makes no arrays; any thread may call it.
+
+    Raises:
+        ModelLoadError: As `load` would.
+    """
+    with _named(name):
+        _inspect(path, trust_remote_code)
+
+
 def load(path: Path, *, name: str, trust_remote_code: bool = False) -> Loaded:
     """Load the model in the folder `path`; the thread that calls owns its arrays.
 
@@ -83,28 +113,60 @@ def load(path: Path, *, name: str, trust_remote_code: bool = False) -> Loaded:
     Raises:
         ModelLoadError: One line that says what is wrong and how to mend it.
     """
-    try:
+    with _named(name):
         return _load(path, trust_remote_code)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
     except ModelLoadError as error:
         raise ModelLoadError(f"Cannot load {name}: {error.message}") from error.__cause__
 
 
-def _load(path: Path, trust_remote_code: bool) -> Loaded:
+def _inspect(path: Path, trust_remote_code: bool) -> _Folder:
     config = read_json(path / "config.json")
     generation_file = path / "generation_config.json"
     generation = read_json(generation_file) if generation_file.is_file() else {}
-    if config.get("model_file") is not None and not trust_remote_code:
+    code = config.get("model_file")
+    if code is None:
+        check_known(config)
+        if config["model_type"] in OURS:
+            _Builder(config).from_dict(config)
+    elif not trust_remote_code:
         raise ModelLoadError(
-            f"it runs Python code of its own ({config['model_file']}); add --trust-remote-code "
-            "if you trust it."
+            f"it runs Python code of its own ({code}); add --trust-remote-code if you trust it."
         )
-    files = weight_files(path)
-    for file in files:
+    elif code in missing_code(path):
+        raise ModelLoadError(
+            f"{path} lacks {code}, the Python code that config.json names; fetch the model again."
+        )
+    _check_quantization(config.get("quantization"))
+    weights = weight_files(path)
+    for file in weights:
         check_safetensors(file)
+    return _Folder(config, generation, weights)
 
+
+def _check_quantization(quantization: Any) -> None:
+    if quantization is None:
+        return
+    for key in ("group_size", "bits"):
+        value = quantization.get(key) if isinstance(quantization, Mapping) else None
+        if type(value) is not int:
+            raise ModelLoadError(
+                f"config.json's quantization has no whole number for {key}; give group_size and "
+                "bits as the weights were quantised."
+            )
+
+
+def _load(path: Path, trust_remote_code: bool) -> Loaded:
+    inspected = _inspect(path, trust_remote_code)
+    config, generation = inspected.config, inspected.generation
     utils = mlx_lm_utils()
     builder = _Builder(config)
-    with _model_view(path, files) as folder:
+    with _model_view(path, inspected.weights) as folder:
         try:
             model, resolved = utils.load_model(
                 folder,
@@ -152,12 +214,14 @@ class _Builder:
             reason = f"{error} is missing"
         except TypeError as error:
             missing = re.search(r"missing \d+ required .*arguments?: (.+)", str(error))
-            reason = f"{missing[1]} is missing" if missing else str(error)
+            reason = f"a value has the wrong type ({_short(error)})"
+            if missing:
+                reason = f"{missing[1]} is missing"
         except Exception as error:
-            reason = str(error) or type(error).__name__
+            reason = _short(error)
         raise ModelLoadError(
-            f"config.json does not fit model_type {self.model_type!r}: "
-            f"{' '.join(reason.split())}; fetch it again or mend it."
+            f"config.json does not fit model_type {self.model_type!r}: {reason}; "
+            "fetch it again or mend it."
         )
 
 
@@ -201,10 +265,20 @@ def _explain(error: Exception) -> str:
             f"{shapes[1]}; use the config.json that belongs to the weights."
         )
     if isinstance(error, KeyError):
-        return f"a tensor or setting named {text} is missing; fetch the model again."
+        return (
+            f"a tensor or setting named {text} is missing; mend config.json or fetch the model "
+            "again."
+        )
     if isinstance(error, MemoryError) or "allocate" in text:
         return "it does not fit into memory; choose a smaller or a quantised model."
-    return " ".join(f"{type(error).__name__}: {text}".split())
+    return f"{type(error).__name__}: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error's message, at a bearable length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = " ".join(lines[0].split())
+    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}…"
 
 
 # ---------------------------------------------------------------- what the configs say

@@ -37,99 +37,19 @@ from mlx_server.models.adapter_files import (
     check_shapes,
     read_adapter,
 )
-from mlx_server.models.lora_rows import FactorTable, Pairs, Segments, Selection
+from mlx_server.models.lora_layers import (
+    LoRAEmbedding,
+    LoRALinear,
+    LoRASwitchLinear,
+    RowSplit,
+)
+from mlx_server.models.lora_rows import Pairs, Segments, Selection, for_gather
 from mlx_server.models.registry import mlx_lm_utils
 
 RECENT_SELECTIONS = 8
 """Selections kept with their index arrays: decode steps repeat the same one."""
 
-
-# ---------------------------------------------------------------- layers
-
-
-class LoRALinear(nn.Module):
-    """A linear layer, plain or quantised, with the adapters that change it."""
-
-    def __init__(self, linear: nn.Module, bank: AdapterBank) -> None:
-        super().__init__()
-        self.linear = linear
-        self.bank = bank
-        self.table = FactorTable()
-
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
-        selection, table = self.bank.selection, self.table
-        if selection is None or selection.names.isdisjoint(table.factors):
-            return y
-        bias = self.linear.get("bias")
-        if selection.uniform is not None:
-            return y + table.delta(x, y, bias, selection.uniform)
-        units_x, units_y = selection.units(x), selection.units(y)
-        parts = []
-        for span in selection.spans:
-            part_x, part_y = units_x[span.start : span.stop], units_y[span.start : span.stop]
-            if span.pairs is not None:
-                delta = table.delta(part_x, part_y, bias, span.pairs)
-            else:
-                delta = table.gathered(part_x, part_y, bias, span.index(table.names))
-            parts.append(part_y if delta is None else part_y + delta)
-        return mx.concatenate(parts).reshape(y.shape)
-
-
-class LoRASwitchLinear(nn.Module):
-    """A mixture-of-experts layer with the adapters that change it.
-
-    Its tokens come sorted by expert, so it cannot tell rows apart: `RowSplit`
-    around the experts gives it one combination at a time.
-    """
-
-    def __init__(self, linear: nn.Module, bank: AdapterBank) -> None:
-        super().__init__()
-        self.linear = linear
-        self.bank = bank
-        self.table = FactorTable()
-
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        y = self.linear(x, indices, sorted_indices=sorted_indices)
-        selection = self.bank.selection
-        if selection is None:
-            return y
-        for name, row_scale in selection.uniform:
-            if (f := self.table.factors.get(name)) is None:
-                continue
-            z = x
-            for factor in (f.a, f.b):
-                z = mx.gather_mm(
-                    z,
-                    factor.swapaxes(-1, -2),
-                    rhs_indices=indices,
-                    sorted_indices=sorted_indices,
-                )
-            y = y + ((f.scale * row_scale) * z).astype(y.dtype)
-        return y
-
-
-class RowSplit(nn.Module):
-    """Calls the experts once per run of rows that share a combination of adapters."""
-
-    def __init__(self, experts: nn.Module, bank: AdapterBank) -> None:
-        super().__init__()
-        self.experts = experts
-        self.bank = bank
-
-    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
-        selection = self.bank.selection
-        if selection is None or selection.uniform is not None:
-            return self.experts(x, indices)
-        units_x, units_i = selection.units(x), selection.units(indices)
-        parts = []
-        for start, stop, pairs in selection.runs:
-            with self.bank.running(pairs):
-                parts.append(self.experts(units_x[start:stop], units_i[start:stop]))
-        return mx.concatenate(parts).reshape(*indices.shape, -1)
-
-
-# ---------------------------------------------------------------- the bank
+Wrapper = LoRALinear | LoRAEmbedding | LoRASwitchLinear
 
 
 class AdapterBank:
@@ -146,7 +66,7 @@ class AdapterBank:
     def __init__(self, model: nn.Module) -> None:
         self.selection: Selection | None = None
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
-        self._wrapped: dict[str, LoRALinear | LoRASwitchLinear] = {}
+        self._wrapped: dict[str, Wrapper] = {}
         self._adapters: dict[str, tuple[str, ...]] = {}
         self._recent: OrderedDict[Segments, Selection] = OrderedDict()
 
@@ -226,39 +146,46 @@ class AdapterBank:
                 self._unwrap(module)
 
     def _factors(self, module: str, file: AdapterFile) -> Factors:
-        linear, tensors = self._modules.get(module), file.tensors[module]
-        if linear is None:
+        layer, tensors = self._modules.get(module), file.tensors[module]
+        if layer is None:
             raise ModelLoadError(
                 f"it changes {module}, which the model does not have; it belongs to another model."
             )
-        experts = _is_switch(linear) and _is_switch_block(self._modules.get(_parent(module)))
-        if not experts and not isinstance(linear, (nn.Linear, nn.QuantizedLinear)):
+        experts = _is_switch(layer) and _is_switch_block(self._modules.get(_parent(module)))
+        embedding = _is_embedding(layer)
+        if not (experts or embedding or isinstance(layer, (nn.Linear, nn.QuantizedLinear))):
             raise ModelLoadError(
-                f"it changes {module}, a {type(linear).__name__}; only linear and "
+                f"it changes {module}, a {type(layer).__name__}; only linear, embedding and "
                 "mixture-of-experts layers can have adapters (fuse it with `mlx_lm.fuse`)."
             )
         if experts and file.dora:
             raise ModelLoadError(
                 f"{module} is a mixture-of-experts layer, where DoRA is undefined."
             )
-        *shape, inputs = linear.weight.shape
-        if "scales" in linear:
-            inputs = inputs * 32 // linear.bits
-        check_shapes(module, tensors, (*shape, inputs), file.rank)
+        *shape, inputs = layer.weight.shape
+        if "scales" in layer:
+            inputs = inputs * 32 // layer.bits
+        check_shapes(module, tensors, (*shape, inputs), file.rank, embedding=embedding)
         a, b = tensors["lora_a"], tensors["lora_b"]
+        if embedding:
+            a, b = b.T, a.T
+        elif experts:
+            a, b = for_gather(a), for_gather(b)
         mx.eval(a, b)
-        magnitude = Magnitude.of(linear, a, b, tensors["m"]) if file.dora else None
+        magnitude = Magnitude.of(layer, a, b, tensors["m"]) if file.dora else None
         return Factors(a, b, file.scale, magnitude)
 
-    def _wrap(self, module: str) -> LoRALinear | LoRASwitchLinear:
+    def _wrap(self, module: str) -> Wrapper:
         if (wrapper := self._wrapped.get(module)) is None:
-            linear, parent = self._modules[module], _parent(module)
-            if _is_switch(linear):
-                wrapper = LoRASwitchLinear(linear, self)
+            layer, parent = self._modules[module], _parent(module)
+            if _is_switch(layer):
+                wrapper = LoRASwitchLinear(layer, self)
                 if not self._wrapped_below(parent):
                     self._put(parent, RowSplit(self._modules[parent], self))
+            elif _is_embedding(layer):
+                wrapper = LoRAEmbedding(layer, self)
             else:
-                wrapper = LoRALinear(linear, self)
+                wrapper = LoRALinear(layer, self)
             self._wrapped[module] = wrapper
             self._put(module, wrapper)
         return wrapper
@@ -284,6 +211,10 @@ class AdapterBank:
 
 def _parent(path: str) -> str:
     return path.rpartition(".")[0]
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
 
 
 def _is_switch(module: nn.Module) -> bool:

@@ -105,6 +105,73 @@ class Selection:
         return x.reshape(self.total, -1, x.shape[-1])
 
 
+# ---------------------------------------------------------------- what a layer is given
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a linear layer gets: x [..., D]."""
+
+    x: mx.array
+
+    def project(self, a: mx.array, b: mx.array) -> mx.array:
+        """x A B: [..., O], A [D, R] and B [R, O]."""
+        return (self.x @ a) @ b
+
+    def project_gathered(self, a: mx.array, b: mx.array, slots: mx.array) -> mx.array:
+        """The same for x [n, T, D] with K pairs of factors a row: [n, T, K, O].
+
+        Args:
+            a, b: [slots, R, D] and [slots, O, R].
+            slots: uint32 [n, K].
+        """
+        # One row to a product, over transposed stacks: all that CUDA's gather_mm knows.
+        z = self.x[:, :, None, None]
+        for stack in (a, b):
+            z = mx.gather_mm(z, stack.swapaxes(1, 2), rhs_indices=slots[:, None])
+        return z.squeeze(3)
+
+    def gain(self, gain: mx.array) -> mx.array:
+        """What scales the outputs, of gains [O]."""
+        return gain
+
+    def gain_gathered(self, gains: mx.array, slots: mx.array) -> mx.array:
+        """The same, of gains [slots, O]: [n, 1, K, O]."""
+        return gains[slots][:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """What an embedding gets: ids x [..., 1].
+
+    The factors are those of the output head with the same weight, so an id
+    takes a column of B: with A [D, R] and B [R, V] it is B[:, id]ᵀ Aᵀ.
+    """
+
+    x: mx.array
+
+    def project(self, a: mx.array, b: mx.array) -> mx.array:
+        return b.T[self.x[..., 0]] @ a.T
+
+    def project_gathered(self, a: mx.array, b: mx.array, slots: mx.array) -> mx.array:
+        z = b[slots[:, None], self.x]
+        return (z[..., None, :] @ a[slots][:, None]).squeeze(3)
+
+    def gain(self, gain: mx.array) -> mx.array:
+        return gain[self.x]
+
+    def gain_gathered(self, gains: mx.array, slots: mx.array) -> mx.array:
+        return gains[slots[:, None], self.x][..., None]
+
+
+Inputs = Features | TokenIds
+
+
+def for_gather(factor: mx.array) -> mx.array:
+    """The factor in a type that `mx.gather_mm` takes: on the CPU that is float32 alone."""
+    return factor.astype(mx.float32) if mx.default_device() == mx.cpu else factor
+
+
 # ---------------------------------------------------------------- one layer's adapters
 
 
@@ -134,52 +201,50 @@ class FactorTable:
         return self._names
 
     def delta(
-        self, x: mx.array, y: mx.array, bias: mx.array | None, pairs: Pairs
+        self, inputs: Inputs, y: mx.array, bias: mx.array | None, pairs: Pairs
     ) -> mx.array | None:
-        """What the adapters of one combination add to y = base(x); None if none is for this layer.
+        """What the adapters of one combination add to y; None if none is for this layer.
 
         Args:
-            x, y: [..., D] and [..., O].
+            inputs, y: The base layer's inputs and its outputs [..., O].
             bias: The base layer's, which DoRA does not scale.
         """
         total = None
         for name, row_scale in pairs:
             if (f := self.factors.get(name)) is None:
                 continue
-            z = (f.scale * row_scale) * ((x @ f.a) @ f.b)
+            z = (f.scale * row_scale) * inputs.project(f.a, f.b)
             if f.magnitude is not None:
-                gain = self._gain_rows(((name, row_scale),))[1]
+                gain = inputs.gain(self._gain_rows(((name, row_scale),))[1])
                 z = (gain - 1) * (y if bias is None else y - bias) + gain * z
             total = z if total is None else total + z
         return None if total is None else total.astype(y.dtype)
 
     def gathered(
-        self, x: mx.array, y: mx.array, bias: mx.array | None, index: RowIndex
+        self, inputs: Inputs, y: mx.array, bias: mx.array | None, index: RowIndex
     ) -> mx.array:
         """The same for rows that each have a combination of their own.
 
         Args:
-            x, y: [n, T, D] and [n, T, O].
+            inputs, y: [n, T, D] (or ids [n, T, 1]) and [n, T, O].
         """
-        a, b = self._stacked()
-        z = mx.gather_mm(x[:, None], a, rhs_indices=index.slots)
-        z = mx.gather_mm(z, b, rhs_indices=index.slots)
-        z = index.scales[:, :, None, None] * z
+        z = inputs.project_gathered(*self._stacked(), index.slots)
+        z = index.scales[:, None, :, None] * z
         if any(f.magnitude is not None for f in self.factors.values()):
-            gain = self._gain_rows(index.pairs)[index.pair_slots][:, :, None]
-            z = (gain - 1) * (y if bias is None else y - bias)[:, None] + gain * z
-        return (z.squeeze(1) if z.shape[1] == 1 else z.sum(axis=1)).astype(y.dtype)
+            gain = inputs.gain_gathered(self._gain_rows(index.pairs), index.pair_slots)
+            z = (gain - 1) * (y if bias is None else y - bias)[:, :, None] + gain * z
+        return (z.squeeze(2) if z.shape[2] == 1 else z.sum(axis=2)).astype(y.dtype)
 
     def _stacked(self) -> tuple[mx.array, mx.array]:
-        """A [1 + adapters, D, R] and scaled B [1 + adapters, R, O], ranks padded with zeros."""
+        """A [1 + adapters, R, D] and scaled B [1 + adapters, O, R], ranks padded with zeros."""
         if self._stacks is None:
             factors = list(self.factors.values())
             rank = max(f.a.shape[1] for f in factors)
-            a = [mx.pad(f.a, [(0, 0), (0, rank - f.a.shape[1])]) for f in factors]
-            b = [mx.pad(f.scale * f.b, [(0, rank - f.b.shape[0]), (0, 0)]) for f in factors]
+            a = [mx.pad(f.a.T, [(0, rank - f.a.shape[1]), (0, 0)]) for f in factors]
+            b = [mx.pad(f.scale * f.b.T, [(0, 0), (0, rank - f.b.shape[0])]) for f in factors]
             self._stacks = (
-                mx.stack([mx.zeros_like(a[0]), *a]),
-                mx.stack([mx.zeros_like(b[0]), *b]),
+                for_gather(mx.stack([mx.zeros_like(a[0]), *a])),
+                for_gather(mx.stack([mx.zeros_like(b[0]), *b])),
             )
         return self._stacks
 

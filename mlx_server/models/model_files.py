@@ -115,6 +115,35 @@ def check_safetensors(path: Path) -> None:
         raise ModelLoadError(f"{path} is truncated or corrupt; fetch it again.") from None
 
 
+def missing_code(folder: Path) -> list[str]:
+    """Python files that a trusted model runs and the folder lacks.
+
+    These are `model_file`, which builds the model, and the `auto_map` modules
+    of configuration and tokenizer; the modelling code among them is for torch.
+    """
+    named: list[object] = []
+    for file in ("config.json", "tokenizer_config.json"):
+        try:
+            config = read_json(folder / file)
+        except ModelLoadError:
+            continue  # whoever needs the file says what is wrong with it
+        named.append(config.get("model_file"))
+        auto_map = config.get("auto_map")
+        if isinstance(auto_map, Mapping):
+            for entry in ("AutoConfig", "AutoTokenizer"):
+                classes = auto_map.get(entry)
+                named += map(_module_file, classes if isinstance(classes, list) else [classes])
+    files = sorted({name for name in named if isinstance(name, str)})
+    return [name for name in files if not (folder / name).is_file()]
+
+
+def _module_file(reference: object) -> str | None:
+    """The file of `module.Class`; None for a class of another repo, `owner/name--module.Class`."""
+    if not isinstance(reference, str) or "--" in reference or "." not in reference:
+        return None
+    return reference.partition(".")[0] + ".py"
+
+
 def first_names(names: list[str], limit: int = 3) -> str:
     """The first few of `names`, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -101,7 +101,7 @@ def make_rope(
     """The Rope that a config describes.
 
     Raises:
-        ValueError: An unknown kind of scaling, or one whose settings are missing.
+        ValueError: An unknown kind of scaling, or one whose settings are missing or unusable.
     """
     scaling = scaling or {}
     kind = scaling.get("type") or scaling.get("rope_type", "default")
@@ -111,7 +111,9 @@ def make_rope(
         options = SCALINGS[kind](dims, base, scaling, max_position_embeddings)
     except KeyError as error:
         raise ValueError(f"rope scaling {kind!r} needs {error} in rope_scaling") from None
-    return Rope(dims, traditional=traditional, base=base, **options)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"rope scaling {kind!r} cannot use its settings ({error})") from None
+    return Rope(dims, **{"traditional": traditional, "base": base} | options)
 
 
 def _plain_periods(dims: int, base: float) -> mx.array:
@@ -171,6 +173,7 @@ def _longrope(dims: int, base: float, scaling: Scaling, trained: int | None) -> 
     factor = (trained or original) / original
     long_factor = mx.array(scaling["long_factor"], dtype=mx.float32)
     return {
+        "traditional": False,  # it rotates halves, whatever rope_traditional says
         "periods": long_factor * _plain_periods(dims, base),
         "magnitude": 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original)),
     }

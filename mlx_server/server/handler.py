@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from mlx_server.api.base import HttpRequest, JsonReply, Reply, StreamReply
@@ -76,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         except Disconnected:
             self.close_connection = True
             self.status = _CLIENT_GONE
+        if self.server.stopping:  # maybe only since the reply's head was sent
+            self.close_connection = True
         log.info(
             "%s %s %d %.3fs %dB",
             self.command or "-",
@@ -196,7 +198,12 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(reply, StreamReply):
             self._send_stream(reply, presence)
             return
-        body = b"" if reply.status == 204 else wire.encode_json(reply.body)
+        try:
+            body = b"" if reply.status == 204 else wire.encode_json(reply.body)
+        except Exception:
+            log.exception("a reply is no JSON")
+            reply = self._error_reply(ServerError("The server failed to write the reply."))
+            body = wire.encode_json(reply.body)
         headers = {}
         if reply.status != 204:
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -218,23 +225,24 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             presence.lose()  # nobody waits for the events, so nothing need make them
             return
-        for payload in self._events(reply):
+        for event in self._events(reply):
             if presence.lost:
                 raise Disconnected
-            event = wire.encode_event(payload)
             self._send(wire.encode_chunk(event) if chunked else event)
         if chunked:
             self._send(wire.LAST_CHUNK)
 
-    def _events(self, reply: StreamReply) -> Iterator[Any]:
-        """The reply's events; whatever it raises becomes the last one."""
+    def _events(self, reply: StreamReply) -> Iterator[bytes]:
+        """The reply's events, encoded; whatever it raises becomes the last one."""
         try:
-            yield from reply.events
+            for payload in reply.events:
+                yield wire.encode_event(payload)
         except ServerError as error:
-            yield self.dialect.error(error)
+            yield wire.encode_event(self.dialect.error(error))
         except Exception:
             log.exception("a stream failed")
-            yield self.dialect.error(ServerError("The server failed while sending the reply."))
+            error = ServerError("The server failed while sending the reply.")
+            yield wire.encode_event(self.dialect.error(error))
 
     def _head(self, status: int, headers: Mapping[str, str]) -> bytes:
         if self.unread or self.server.stopping:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -29,6 +29,8 @@ from mlx_server.server.watcher import DisconnectWatcher, Presence
 from mlx_server.server.wire import Disconnected
 
 log = logging.getLogger(__name__)
+
+_LAST_WORDS = 1.0  # seconds for what before_cut() makes the handlers say
 
 
 class HttpServer(ThreadingHTTPServer):
@@ -94,11 +96,16 @@ class HttpServer(ThreadingHTTPServer):
         finally:
             self._serving = False
 
-    def stop(self, grace: float) -> None:
+    def stop(self, grace: float, before_cut: Callable[[], object] = lambda: None) -> None:
         """Stop accepting, let running requests end for `grace` seconds, cut the others, return.
 
         To be called from another thread than the one in `serve_forever`, or after that
         has returned (as it does on KeyboardInterrupt).
+
+        Args:
+            before_cut: Called once after the grace, also when nothing runs any more. It
+                ends what the handlers wait for (`Worker.stop` does, with Unavailable), so
+                that each can still tell its client; then they are cut.
         """
         with self._state:
             self.stopping = True
@@ -110,9 +117,16 @@ class HttpServer(ThreadingHTTPServer):
             for sock in self._open - self._running.keys():
                 _cut(sock)
             self._state.wait_for(lambda: not self._running, grace)
-            late = list(self._running.items())
-        for sock, presence in late:
-            _cut(sock)
+        try:
+            before_cut()
+        except Exception:
+            log.exception("the running requests could not be ended")
+        with self._state:
+            self._state.wait_for(lambda: not self._open, _LAST_WORDS)
+            for sock in self._open:
+                _cut(sock)
+            late = list(self._running.values())
+        for presence in late:
             presence.lose()
         with self._state:  # the cut ones notice at once, unless something is stuck
             self._state.wait_for(lambda: not self._open, 1.0)

@@ -223,10 +223,15 @@ def encode_json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
+# For every SSE parser a comment. MLC LLM's documented client has none: it drops the first
+# six characters of each chunk, reads the rest as JSON, and takes choices[0].delta from it.
+KEEP_ALIVE = b': ping{"choices":[{"index":0,"delta":{}}]}\n\n'
+
+
 def encode_event(payload: Any) -> bytes:
     """One server-sent event: a JSON value, a plain string, or None for a comment."""
     if payload is None:
-        return b": keep-alive\n\n"
+        return KEEP_ALIVE
     data = payload.encode() if isinstance(payload, str) else encode_json(payload)
     return b"data: %b\n\n" % data
 

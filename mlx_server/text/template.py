@@ -28,6 +28,7 @@ DEFAULT_CHAT_TEMPLATE = (
 
 RESERVED = frozenset(
     {
+        "self",
         "messages",
         "conversations",
         "tools",
