@@ -22,10 +22,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["mlx_server", "mlx_server.*"]),
-    package_data={
-        "mlx_server.demo": ["dialogues.txt", "README.md", "model/*"],
-        "mlx_server.server": ["web/*"],
-    },
+    package_data={"mlx_server.demo": ["dialogues.txt", "README.md", "model/*"]},
     entry_points={"console_scripts": ["mlx_server = mlx_server.cli:main"]},
     # Why each is needed is written in CONTRIBUTING.md. mlx-lm asks for mlx on macOS only.
     install_requires=[

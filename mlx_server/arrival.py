@@ -21,14 +21,8 @@ from mlx_server.llm import HEARTBEAT, Generation
 class Home(Protocol):
     """`pool.ModelPool` as an arrival sees it."""
 
-    def bring(self, arrival: Arrival) -> None:
-        """Have the model loaded, or raise what keeps it away."""
-        ...
-
-    def start(
-        self, name: str, adapter: str | None, request: GenerationRequest
-    ) -> Generation | None:
-        """Queue the request; None where the model is not in memory."""
+    def bring(self, arrival: Arrival) -> Generation | None:
+        """Load its model and queue its request; None if it gave up."""
         ...
 
 
@@ -41,63 +35,59 @@ class Arrival:
     """
 
     def __init__(
-        self, pool: Home, name: str, adapter: str | None, request: GenerationRequest
+        self, home: Home, name: str, adapter: str | None, request: GenerationRequest
     ) -> None:
         self.name = name
+        self.adapter = adapter
         self.cancelled = False
-        self._pool = pool
-        self._adapter = adapter
+        self._home = home
         self._request = request
         timeout = request.timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._generation: Generation | None = None
-        self._news: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
+
+    def request(self) -> GenerationRequest:
+        """The request, with the time that it has left."""
+        if self._deadline is None:
+            return self._request
+        return replace(self._request, timeout=max(0.0, self._deadline - time.monotonic()))
 
     def cancel(self) -> None:
         self.cancelled = True
-        self._news.put(None)
+        self._news.put(ServerError("The request was cancelled."))
         if self._generation is not None:
             self._generation.cancel()
 
     def __iter__(self) -> Iterator[Delta]:
-        while self._generation is None:
-            yield from self._wait()
-            request = self._request
-            if self._deadline is not None:
-                request = replace(request, timeout=max(0.0, self._deadline - time.monotonic()))
-            # Another request may have had it unloaded again: then it waits once more.
-            self._generation = self._pool.start(self.name, self._adapter, request)
-        if self.cancelled:
-            self._generation.cancel()
-        yield from self._generation
+        threading.Thread(target=self._bring, name="loading", daemon=True).start()
+        try:
+            news = yield from self._wait()
+            if isinstance(news, Exception):
+                raise news
+            yield from news
+        finally:
+            self.cancelled = True
 
     def _wait(self) -> Iterator[Heartbeat]:
-        """Until the model is there. Raises what kept it away."""
-        threading.Thread(target=self._bring, name="loading", daemon=True).start()
+        """What comes of it: the running request, or what went wrong."""
         while True:
-            wait = HEARTBEAT
-            if self._deadline is not None:
-                wait = min(wait, max(0.0, self._deadline - time.monotonic()))
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise DeadlineExceeded("The request ran out of the time it was given.")
             try:
-                error = self._news.get(timeout=wait)
+                return self._news.get(timeout=HEARTBEAT if left is None else min(HEARTBEAT, left))
             except queue.Empty:
-                if self._deadline is not None and time.monotonic() >= self._deadline:
-                    self.cancelled = True
-                    raise DeadlineExceeded(
-                        "The request ran out of the time it was given."
-                    ) from None
                 yield Heartbeat()
-                continue
-            if error is not None:
-                raise error
-            if self.cancelled:
-                raise ServerError("The request was cancelled.")
-            return
 
     def _bring(self) -> None:
         try:
-            self._pool.bring(self)
+            generation = self._home.bring(self)
         except Exception as error:
             self._news.put(error)
-        else:
-            self._news.put(None)
+            return
+        if generation is not None:
+            self._generation = generation
+            self._news.put(generation)
+            if self.cancelled:
+                generation.cancel()

@@ -47,19 +47,29 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def size(text: str) -> int:
-    """Bytes, with an optional unit: 33554432, 32MiB, 4GB."""
+    """Bytes, at least one, with an optional unit: 33554432, 32MiB, 4GB."""
     text = text.strip().lower().removesuffix("b")
     number = text.rstrip("kmgi ")
     unit = text[len(number) :].strip()
     if unit not in _UNITS:
         raise ValueError("expected bytes, as in 33554432, 32MiB or 4GB")
-    return int(float(number) * _UNITS[unit])
+    value = float(number) * _UNITS[unit]
+    if not 1 <= value < 2**63:
+        raise ValueError("must be at least 1 byte and less than 2**63")
+    return int(value)
 
 
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise ValueError("must be at least 1")
+    return value
+
+
+def not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must be at least 0")
     return value
 
 
@@ -93,7 +103,6 @@ def option(
     help: str,
     convert: Callable[[str], Any] = str,
     *,
-    flag: str | None = None,
     repeat: bool = False,
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
@@ -104,7 +113,6 @@ def option(
     metadata = {
         "help": help,
         "convert": convert,
-        "flag": flag,
         "repeat": repeat,
         "choices": choices,
         "metavar": metavar,
@@ -171,7 +179,7 @@ class Config:
         None, "default temperature", within(0, 100), metavar="TEMP", group="sampling"
     )
     top_p: float | None = option(None, "default top-p", within(0, 1), group="sampling")
-    top_k: int | None = option(None, "default top-k; 0 keeps all", int, group="sampling")
+    top_k: int | None = option(None, "default top-k; 0 keeps all", not_negative, group="sampling")
     min_p: float | None = option(None, "default min-p", within(0, 1), group="sampling")
 
     # ---- engine
@@ -239,7 +247,7 @@ def env_name(f: Field) -> str:
 
 
 def flag_name(f: Field) -> str:
-    return f.metadata["flag"] or "--" + f.name.replace("_", "-")
+    return "--" + f.name.replace("_", "-")
 
 
 def default_text(f: Field) -> str:

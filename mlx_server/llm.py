@@ -138,7 +138,8 @@ class LLM:
         param = "prompt" if isinstance(prompt, TextPrompt | TokenPrompt) else "messages"
         if room < (0 if params.max_tokens == 0 else 1):
             raise ContextLengthExceeded(len(ids), self.context_length, param=param)
-        if len(ids) >= self.kv_tokens < self.context_length:
+        wanted = 0 if params.max_tokens == 0 else 1
+        if len(ids) + wanted > self.kv_tokens < self.context_length:
             raise RequestError(no_room(len(ids), self.kv_tokens), param=param)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         return replace(params, max_tokens=limit)
@@ -231,13 +232,11 @@ class Generation:
     def _usage(self) -> Usage:
         """Each prompt counts once, however many replies it got."""
         total = Usage()
-        for request in self._requests:
-            choices = [c for (key, _), c in self._choices.items() if key == request.id]
-            total += replace(
-                choices[0].usage,
-                completion_tokens=sum(c.usage.completion_tokens for c in choices),
-                reasoning_tokens=sum(c.usage.reasoning_tokens for c in choices),
-            )
+        for (_, copy), choice in self._choices.items():
+            usage = choice.usage
+            if copy > 0:
+                usage = replace(usage, prompt_tokens=0, cached_tokens=0)
+            total += usage
         return total
 
 

@@ -24,7 +24,7 @@ from mlx_server.api import DIALECTS
 from mlx_server.api.base import HttpRequest
 from mlx_server.api.openai import SYSTEM_FINGERPRINT, OpenAIDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
-from mlx_server.api.schema import MAX_DEPTH, got, mapping
+from mlx_server.api.schema import MAX_BIASED_TOKENS, MAX_DEPTH, got, mapping
 from mlx_server.core import (
     SAMPLING_FIELDS,
     Delta,
@@ -264,6 +264,15 @@ def test_the_allowed_range_is_told() -> None:
         parse(top_p=1.5)
 
 
+def test_logit_bias_has_a_most() -> None:
+    bias = {str(i): 1 for i in range(MAX_BIASED_TOKENS)}
+    assert len(parse(logit_bias=bias).options["logit_bias"]) == MAX_BIASED_TOKENS
+    message = "`logit_bias` must have at most 1024 entries, but got an object of 1025"
+    with pytest.raises(RequestError, match=message) as caught:
+        parse(logit_bias={**bias, "5000": 1})
+    assert (caught.value.status, caught.value.param) == (400, "logit_bias")
+
+
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -317,7 +326,7 @@ def test_messages_are_required() -> None:
 )
 def test_an_image_is_refused_before_anything_else(part: dict) -> None:
     messages = [*HI["messages"], {"role": "user", "content": [text_part("a"), part]}]
-    with pytest.raises(RequestError, match="Images are not supported") as caught:
+    with pytest.raises(RequestError, match="does not support images") as caught:
         parse(messages=messages, tools=[TOOL], response_format={"type": "json_object"})
     assert caught.value.param == "messages[1].content[1]"
 

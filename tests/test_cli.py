@@ -74,6 +74,8 @@ def test_flags_come_before_the_environment_and_that_before_the_defaults(monkeypa
         (["--lora", "a=b", "--lora", "c"], {"lora": ("a=b", "c")}),
         (["--max-request-bytes", "2MiB"], {"max_request_bytes": 2 * 2**20}),
         (["--max-kv-bytes", "1.5GB"], {"max_kv_bytes": 1_500_000_000}),
+        (["--max-kv-bytes", "1"], {"max_kv_bytes": 1}),
+        (["--top-k", "0"], {"top_k": 0}),
         (["--chat-template-args", '{"a": 1}'], {"chat_template_args": {"a": 1}}),
         (
             ["--allowed-origins", "http://a, http://b"],
@@ -95,7 +97,19 @@ def test_flags(flags: list[str], values: dict) -> None:
         (["--max-tokens", "0"], "at least 1"),
         (["--chat-template-args", "[1]"], "JSON object"),
         (["--top-p", "1.5"], "between 0 and 1"),
+        (["--top-p", "nan"], "between 0 and 1"),
+        (["--temp", "inf"], "between 0 and 100"),
+        (["--read-timeout", "nan"], "between 0.1 and 86400"),
+        (["--top-k", "-5"], "at least 0"),
+        (["--top-k", "1.5"], "--top-k"),
         (["--max-request-bytes", "much"], "--max-request-bytes"),
+        (["--max-request-bytes", "inf"], "at least 1 byte"),
+        (["--max-request-bytes", "nan"], "at least 1 byte"),
+        (["--max-request-bytes", "1e308GB"], "at least 1 byte"),
+        (["--max-request-bytes", "0"], "at least 1 byte"),
+        (["--max-kv-bytes", "0.5"], "at least 1 byte"),
+        (["--max-kv-bytes", "-5"], "at least 1 byte"),
+        (["--max-kv-bytes=-5MB"], "at least 1 byte"),
         (["--no-such-flag"], "--no-such-flag"),
     ],
 )
@@ -103,14 +117,27 @@ def test_wrong_flags_are_named(flags: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit) as error:
         read_config(flags)
     assert error.value.code == 2
-    assert message in capsys.readouterr().err
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("mlx_server: error: ") and message in last
 
 
-def test_a_wrong_variable_is_named(monkeypatch, capsys) -> None:
-    monkeypatch.setenv("MLX_SERVER_PORT", "many")
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MLX_SERVER_PORT", "many"),
+        ("MLX_SERVER_MAX_KV_BYTES", "inf"),
+        ("MLX_SERVER_MAX_REQUEST_BYTES", "-1GB"),
+        ("MLX_SERVER_TOP_K", "-5"),
+        ("MLX_SERVER_MIN_P", "nan"),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, text: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit) as error:
         read_config([])
-    assert "MLX_SERVER_PORT" in capsys.readouterr().err
+    assert error.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("mlx_server: error: ") and f"{name}={text!r}" in last
 
 
 def test_help_names_every_flag_and_imports_no_model_code() -> None:

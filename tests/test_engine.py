@@ -331,3 +331,61 @@ def test_no_row_outgrows_the_budget_and_what_does_not_fit_ends_in_length(pair, s
         assert found.reason(f"r{i}") == "length"
         alone = run(make_engine(ours), request("a", prompt, max_tokens=len(tokens)))
         assert alone.tokens("a") == tokens
+
+
+def test_failures_of_others_are_not_held_against_a_row(pair, monkeypatch) -> None:
+    _, ours = pair
+    forward = ours.forward
+
+    def failing(tokens, rows):
+        if any(row.adapters for row in rows):
+            raise ValueError("out of luck")
+        return forward(tokens, rows)
+
+    monkeypatch.setattr(ours, "forward", failing)
+    engine, found = make_engine(ours), Collected()
+    for i, prompt in enumerate(random_prompts([6, 7])):
+        engine.add(request(f"r{i}", prompt, max_tokens=200))
+    for number in range(5):
+        bad = request(f"bad{number}", [1, 2, 3])
+        object.__setattr__(bad, "adapters", (("x", 1.0),))
+        engine.add(bad)
+        for _ in range(12):
+            found.take(engine.step())
+    assert sorted(found.errors) == [f"bad{i}" for i in range(5)]
+    engine.add(request("new", [4, 5, 6], max_tokens=3))
+    for _ in range(6):
+        found.take(engine.step())
+    assert found.reason("new") == "length"
+    assert engine.num_running == 2
+    engine.drop_all()
+    assert ours.cache.nbytes == 0
+
+
+def test_a_failure_to_make_room_is_survived(pair, monkeypatch) -> None:
+    _, ours = pair
+    requests = [request(f"r{i}", p) for i, p in enumerate(random_prompts([6, 7, 8]))]
+    expected = {r.id: run(make_engine(ours), r).tokens(r.id) for r in requests}
+    engine = make_engine(ours)
+    open_seat, calls = engine.model.cache.open, []
+
+    def unlucky(num_tokens):
+        calls.append(num_tokens)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return open_seat(num_tokens)
+
+    monkeypatch.setattr(engine.model.cache, "open", unlucky)
+    found = run(engine, *requests)
+    assert not found.errors
+    assert {r.id: found.tokens(r.id) for r in requests} == expected
+
+
+def test_a_prompt_that_fills_the_context_can_be_evaluated(pair) -> None:
+    _, ours = pair
+    (prompt,) = random_prompts([ours.context_length])
+    full = request("r", prompt, max_tokens=0, prompt_logprobs=0)
+    found = run(make_engine(ours, chunk=512), full)
+    assert len(found.prompt_logprobs("r")) == len(prompt)
+    with pytest.raises(RequestError):
+        make_engine(ours).add(request("r", prompt, max_tokens=1))

@@ -111,7 +111,7 @@ def test_all_of_them_at_once_in_one_batch(pool: ModelPool, stories: Path) -> Non
 
 def test_prompt_ids(pool: ModelPool, chat_pool: ModelPool, stories: Path) -> None:
     for name, where in (("base", pool), ("chat", chat_pool)):
-        entry_point = next(iter(where._entries.values())).llm
+        entry_point = next(iter(where.residence._entries.values())).llm
         for entry in golden(stories, name):
             assert entry_point.tokenizer.encode_prompt(prompt_of(entry)) == entry["prompt_ids"]
             tokens = TokenPrompt(tuple(entry["prompt_ids"]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from models import CONFIG, make_engine, make_pair, random_prompts, request
 
-from mlx_server.cache.kv import KVCache, capacity_for
+from mlx_server.cache.kv import SLAB_SLOTS, SLAB_TOKENS, KVCache, KVSeat, capacity_for
+from mlx_server.cache.plan import StepPlan
 
 
 def make_cache() -> KVCache:
@@ -34,6 +37,112 @@ def test_slots_of_one_capacity_share_slabs_and_empty_slabs_go() -> None:
     for seat in seats[4:] + again:
         cache.close(seat)
     assert cache.nbytes == 0
+
+
+def fill(seat: KVSeat, length: int, value: float) -> None:
+    for arrays, sign in ((seat.slab.keys, 1), (seat.slab.values, -1)):
+        for array in arrays:
+            array[seat.slot, :, :length] = sign * value
+    seat.length = length
+
+
+def check_filled(seat: KVSeat, value: float) -> None:
+    for arrays, sign in ((seat.slab.keys, 1), (seat.slab.values, -1)):
+        for array in arrays:
+            assert (np.array(array[seat.slot, :, : seat.length]) == sign * value).all()
+
+
+def check_slabs(cache: KVCache, seats: list[KVSeat]) -> None:
+    for seat in seats:
+        assert seat.slab in cache.slabs[seat.slab.capacity]
+        assert seat.slab.seats[seat.slot] is seat
+        assert seat.order == (seat.slab.number, seat.slot)
+    for capacity, slabs in cache.slabs.items():
+        rows = sum(slab.num_live for slab in slabs)
+        assert rows == sum(seat.slab.capacity == capacity for seat in seats)
+        assert all(slab.num_live for slab in slabs)
+        assert all(len(slab.seats) <= SLAB_SLOTS for slab in slabs)
+        assert all(len(s.seats) == 1 or len(s.seats) * capacity <= SLAB_TOKENS for s in slabs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_keep_their_entries_while_others_come_grow_and_go(seed: int) -> None:
+    cache, rng = make_cache(), random.Random(seed)
+    rows: dict[KVSeat, float] = {}
+    for event in range(400):
+        arriving = 0.7 if event % 200 < 100 else 0.3
+        if not rows or rng.random() < arriving:
+            seat = cache.open(rng.choice([100, 300, 600, 5000]))
+            rows[seat] = event
+            fill(seat, rng.randint(0, 8), event)
+        elif rng.random() < 0.3:
+            seat = rng.choice(list(rows))
+            cache.reserve(seat, seat.slab.capacity + 1)
+        else:
+            seat = rng.choice(list(rows))
+            del rows[seat]
+            cache.close(seat)
+        check_slabs(cache, list(rows))
+    for seat, value in rows.items():
+        check_filled(seat, value)
+
+
+@pytest.mark.parametrize("stays", [0, 30, 60])
+def test_one_row_left_of_many_holds_one_slab(stays: int) -> None:
+    cache = make_cache()
+    seats = [cache.open(300) for _ in range(61)]
+    left = seats.pop(stays)
+    for seat in seats:
+        cache.close(seat)
+    assert cache.nbytes <= SLAB_SLOTS * cache.cost(300)
+    assert left.slab.seats[left.slot] is left
+
+
+def test_rows_of_many_lengths_hold_near_the_sum_of_their_lengths() -> None:
+    cache = make_cache()
+    lengths = [300, 8000, 700, 1500, 400, 3000] * 3
+    for length in lengths:
+        cache.open(length)
+    assert cache.nbytes < 2 * sum(lengths) * cache.cost(256) / 256
+
+
+def test_leaving_moves_nobody() -> None:
+    cache = make_cache()
+    seats = [cache.open(100) for _ in range(40)]
+    places = {seat: (seat.slab, seat.slot) for seat in seats}
+    for seat in random.Random(0).sample(seats, 35):
+        cache.close(seat)
+        seats.remove(seat)
+        assert all((s.slab, s.slot) == places[s] for s in seats)
+
+
+def test_a_row_joins_the_fullest_slab() -> None:
+    cache = make_cache()
+    seats = [cache.open(100) for _ in range(9)]
+    newest = seats[8].slab
+    assert newest.num_live == 1 < len(newest.seats)
+    gap = seats[5].order
+    cache.close(seats[5])
+    assert cache.open(100).order == gap
+
+
+@pytest.mark.parametrize(
+    "slots, groups",
+    [
+        ([0, 1, 2], [(0, 3)]),
+        ([0, 2, 3], [(0, 4)]),
+        ([1, 4], [(1, 5)]),  # two of four
+        ([1, 5], [(1, 2), (5, 6)]),
+        ([0, 1, 8, 9, 11], [(0, 2), (8, 12)]),
+    ],
+)
+def test_decode_rows_share_a_call_where_half_of_its_slots_are_theirs(slots, groups) -> None:
+    cache = make_cache()
+    slab = cache._new_slab(256, 12)
+    seats = [cache.open(100) for _ in slab.seats]
+    plan = StepPlan([seats[i] for i in slots], [1] * len(slots), [None])
+    assert [(g.lo, g.hi) for g in plan.groups] == groups
+    assert [g.start for g in plan.groups[1:]] == [g.stop for g in plan.groups[:-1]]
 
 
 def test_growing_copies_the_row_and_only_the_row() -> None:

@@ -29,7 +29,9 @@ ALLOWED = {
     "llm": SHARED | {"engine", "text", "models", "metrics"},
     "names": SHARED | {"models"},
     "arrival": SHARED | {"llm"},
-    "pool": SHARED | {"llm", "arrival", "names", "engine", "text", "models", "metrics", "demo"},
+    "residence": SHARED
+    | {"llm", "arrival", "names", "engine", "text", "models", "metrics", "demo"},
+    "pool": SHARED | {"llm", "arrival", "names", "residence", "engine", "models", "metrics"},
     "api": SHARED,
     "server": SHARED | {"api", "pool", "metrics"},
     "demo": set(),

@@ -206,13 +206,31 @@ def test_a_row_that_outgrows_its_slot_moves_and_disturbs_nobody() -> None:
 
 def test_free_slots_between_rows_do_no_harm() -> None:
     theirs, ours = make_pair(BASE)
-    driver = Driver(ours, prompts([9, 9, 9, 9, 9, 9]))
-    driver.step([4] * 6)
-    for gone in (1, 2, 4):
+    driver = Driver(ours, prompts([9] * 18))
+    driver.step([4] * 18)
+    for gone in (5, 13, 14, 15):
         ours.cache.close(driver.seats[gone])
+    left = [4, 6, 7, 12, 16, 17]
+    # A hole inside a run of rows, and one that splits them.
+    assert [driver.seats[i].slot for i in left] == [0, 2, 3, 0, 4, 5]
     for _ in range(5):
-        driver.step([1, 0, 0, 1, 0, 1])
-    for row in (0, 3, 5):
+        driver.step([int(i in left) for i in range(18)])
+    for row in left:
+        np.testing.assert_allclose(
+            driver.logits[row], expected_logits(theirs, driver.tokens[row]), atol=1e-4
+        )
+
+
+def test_rows_decode_on_when_others_leave() -> None:
+    theirs, ours = make_pair(BASE)
+    driver = Driver(ours, prompts([9] * 18))
+    driver.step([4] * 18)
+    for gone in (12, 13, 14, 15, 5, 6, 7):
+        ours.cache.close(driver.seats[gone])
+    left = [4, 16, 17]
+    for _ in range(5):
+        driver.step([int(i in left) for i in range(18)])
+    for row in left:
         np.testing.assert_allclose(
             driver.logits[row], expected_logits(theirs, driver.tokens[row]), atol=1e-4
         )

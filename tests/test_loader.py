@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import math
 import resource
 import subprocess
 import sys
@@ -18,13 +20,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_server.errors import ModelLoadError
-from mlx_server.models.loader import (
-    check,
-    context_length,
-    eos_token_ids,
-    load,
-    sampling_defaults,
-)
+from mlx_server.models.loader import check, load
+from mlx_server.models.model_config import context_length, eos_token_ids, sampling_defaults
 from mlx_server.models.registry import OURS, is_known, mlx_lm_utils, resolve_classes
 
 CONFIG = {
@@ -341,8 +338,46 @@ def test_end_tokens_are_those_of_both_files(
         ({"do_sample": False, "temperature": 0.6}, {}),
     ],
 )
-def test_sampling_defaults(generation: dict[str, Any], values: dict[str, float]) -> None:
+def test_sampling_defaults(
+    generation: dict[str, Any], values: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
     assert sampling_defaults(generation) == values
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 101),
+        ("temperature", math.nan),
+        ("temperature", "0.6"),
+        ("temperature", True),
+        ("top_p", 1.5),
+        ("top_p", -math.inf),
+        ("min_p", 2),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_k", math.inf),
+        ("top_k", 10**400),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 100.5),
+    ],
+)
+def test_a_sampling_default_out_of_range_is_left_out_with_a_warning(
+    key: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = {"temperature": 0.6, "top_p": 0.9}
+    others.pop(key, None)
+    with caplog.at_level(logging.WARNING):
+        assert sampling_defaults({**others, key: value}) == others
+    (record,) = caplog.records
+    assert f"generation_config.json says {key} is {repr(value)[:40]}, " in record.getMessage()
+
+
+def test_a_count_is_an_integer() -> None:
+    (top_k,) = sampling_defaults({"top_k": 50.0}).values()
+    assert (top_k, type(top_k)) == (50, int)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,14 +88,14 @@ def test_adapter_paths_outside_the_start_directory_are_refused(pool: ModelPool, 
 @pytest.mark.parametrize("name", ["chat", "./chat", "chat/", "chat/.", "../inside/chat"])
 def test_other_spellings_of_a_path_are_the_same_model(pool: ModelPool, name: str) -> None:
     assert ask(pool, "chat").startswith(BASE)
-    entries = dict(pool._entries)
+    entries = dict(pool.residence._entries)
     assert ask(pool, name).startswith(BASE)
-    assert pool._entries == entries
+    assert pool.residence._entries == entries
 
 
 def test_a_model_under_the_start_directory_is_loaded_on_request(pool: ModelPool) -> None:
     assert ask(pool, "chat").startswith(BASE)
-    assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name, "chat"]
+    assert [c.id for c in pool.cards() if c.loaded] == [pool.names.default, "chat"]
     assert ask(pool).startswith(BASE)
 
 
@@ -112,7 +113,9 @@ def test_default_adapter_and_summed_ones(open_pool, stories: Path) -> None:
     )
     assert ask(everywhere).startswith(DRAGON)
     assert not ask(everywhere, "moon").startswith((MOON, DRAGON))
-    scaled = everywhere._adapters(everywhere._entries[everywhere.default_name], "moon", None)
+    scaled = everywhere._adapters(
+        everywhere.residence._entries[everywhere.names.default], "moon", None
+    )
     assert [scale for _, scale in scaled] == [1.0, 1.0]
 
 
@@ -136,7 +139,7 @@ def test_the_least_recently_used_model_goes_when_its_rows_are_done(
     waiting.join(0.2)
     assert not other
     # Its own clients still see it, and so does whoever asks what there is.
-    assert pool.default_name in [c.id for c in pool.cards() if c.loaded]
+    assert pool.names.default in [c.id for c in pool.cards() if c.loaded]
     text = "".join(d.text for d in running if isinstance(d, Text))
     assert len(text) > 400
     waiting.join(20)
@@ -145,8 +148,8 @@ def test_the_least_recently_used_model_goes_when_its_rows_are_done(
     # Without a name the model that is loaded answers; by its name the first one returns.
     assert ask(pool).startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == ["chat"]
-    assert ask(pool, pool.default_name).startswith(BASE)
-    assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name]
+    assert ask(pool, pool.names.default).startswith(BASE)
+    assert [c.id for c in pool.cards() if c.loaded] == [pool.names.default]
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_server_usable(
@@ -182,7 +185,7 @@ def test_a_request_that_is_refused_holds_nothing(pool: ModelPool) -> None:
     for fields in ({"options": {"logit_bias": ((10**6, 1.0),)}}, {"adapters": "nothing"}):
         with pytest.raises(RequestError):
             ask(pool, None, **fields)
-    assert all(entry.num_entering == 0 for entry in pool._entries.values())
+    assert all(entry.num_entering == 0 for entry in pool.residence._entries.values())
 
 
 def test_a_stream_that_waits_for_its_model_begins_at_once(
@@ -229,7 +232,7 @@ def test_a_request_that_gives_up_waiting_unloads_nothing(
     assert len(failures) == 1
     assert len([d for d in running if isinstance(d, Text)]) > 300
     time.sleep(0.1)
-    assert [c.id for c in pool.cards() if c.loaded] == [pool.default_name]
+    assert [c.id for c in pool.cards() if c.loaded] == [pool.names.default]
     assert ask(pool).startswith(BASE)
 
 
@@ -246,9 +249,9 @@ def test_the_default_is_always_listed_first(open_pool, stories: Path, place: Pat
     pool = open_pool(place, model=str(stories / "stories260k"), alias=("tales",))
     ask(pool, "chat")
     first = pool.cards()[0]
-    assert (first.id, first.loaded) == (pool.default_name, False)
-    for name in ("tales", "stories260k", pool.default_name):
-        assert pool.card(name).id == pool.default_name
+    assert (first.id, first.loaded) == (pool.names.default, False)
+    for name in ("tales", "stories260k", pool.names.default):
+        assert pool.card(name).id == pool.names.default
 
 
 def test_a_budget_that_holds_no_sequence_is_refused_at_the_start(open_pool, stories: Path) -> None:
@@ -274,3 +277,33 @@ def test_more_replies_than_are_possible_are_refused(pool: ModelPool) -> None:
 def test_an_empty_model_name_is_the_demo(open_pool) -> None:
     pool = open_pool(model="")
     assert pool.cards()[0].id == "demo"
+
+
+def test_models_that_take_turns_for_one_place_are_each_served(
+    open_pool, stories: Path, place: Path, monkeypatch
+) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    loads = []
+    load = pool.residence.load
+    monkeypatch.setattr(
+        pool.residence, "load", lambda name, path: (loads.append(name), load(name, path))[1]
+    )
+    names = [pool.names.default, "chat"] * 4
+    with ThreadPoolExecutor(len(names)) as threads:
+        replies = list(threads.map(lambda name: ask(pool, name, max_tokens=5), names))
+    assert all(reply and BASE.startswith(reply) for reply in replies)
+    assert len(loads) <= len(names)
+
+
+def test_a_name_that_cannot_be_downloaded_unloads_nothing(
+    open_pool, stories: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pool = open_pool(model=str(stories / "stories260k"), allow_download=True)
+    entries = pool.residence.entries()
+    with pytest.raises(RequestError) as error:
+        ask(pool, "openai/gpt-4")
+    assert error.value.param == "model"
+    assert pool.residence.entries() == entries
+    assert ask(pool).startswith(BASE)

@@ -75,6 +75,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"logit_bias": ((3, 2.5), (52, -100.0), (3, 0.5))},
     {"logit_bias": ((VOCAB, 5.0), (10**9, 1.0))},
     {"logit_bias": ((8, float("-inf")),)},
+    {"logit_bias": ((-1, 5.0), (2**40, 1.0), (0, 2.0))},
+    {"logit_bias": tuple((i % (VOCAB + 9), i / 100) for i in range(300))},
     {"repetition_penalty": 1.3},
     {"repetition_penalty": 0.8, "repetition_context_size": 3},
     {"repetition_penalty": 1.3, "repetition_context_size": 1},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,37 @@ def test_a_long_prefill_does_not_keep_a_client_in_silence(
     before = [type(d) for d in deltas[:first_text]]
     assert before.count(Progress) > 100
     assert before.count(Heartbeat) >= 2
+
+
+def test_an_engine_that_was_unloaded_is_gone_before_the_next_command(worker: Worker) -> None:
+    assert last(submit(worker, "r", max_tokens=3)).outputs
+    gone: list[weakref.ref] = []
+
+    def unload(engines) -> None:
+        gone.append(weakref.ref(engines.pop("m")))
+        gc.collect()
+
+    worker.call(unload)
+    assert worker.call(lambda engines: gone[0]()) is None
+
+
+def test_a_burst_fills_the_free_places_before_the_queue() -> None:
+    worker = Worker(max_waiting=4)
+    worker.start()
+    worker.call(lambda engines: engines.__setitem__("m", make_engine(make_pair()[1], batch=16)))
+    time.sleep(0.1)  # the worker tells what is free after a turn
+    worker.call(lambda engines: None)
+    outboxes = [submit(worker, f"r{i}", max_tokens=3) for i in range(20)]
+    assert all(last(outbox).outputs for outbox in outboxes)
+    worker.stop()
+
+
+def test_when_the_engine_thread_dies_nobody_waits_for_it(worker: Worker) -> None:
+    outbox = submit(worker, "r", max_tokens=2000)
+    outbox.get(timeout=20)
+    worker.call(lambda engines: engines.__setitem__("broken", None))
+    assert isinstance(last(outbox).error, Unavailable)
+    with pytest.raises(Unavailable):
+        submit(worker, "late")
+    with pytest.raises(Unavailable):
+        worker.call(lambda engines: None)

@@ -167,18 +167,19 @@ class ChatBody(GenerationFields):
 
     tools: Annotated[list[dict[str, Any]] | None, optional(object_list)] = None
     tool_choice: Annotated[Any, optional(_tool_choice)] = None
-    parallel_tool_calls: OptionalFlag = None
+    parallel_tool_calls: OptionalFlag = None  # without a meaning: tools are refused
     functions: Annotated[list[dict[str, Any]] | None, optional(object_list)] = None
     function_call: Annotated[Any, optional(_tool_choice)] = None
 
     def chat_messages(self) -> tuple[Message, ...]:
-        """The conversation. Raises RequestError for an image."""
+        """The conversation. Raises RequestError that names an image's part; the chat
+        template would refuse it too, but only once the model is loaded."""
         messages = tuple(message.to_core() for message in self.messages)
         for i, message in enumerate(messages):
             for j, part in enumerate(message.parts):
                 if isinstance(part, ImagePart):
                     raise RequestError(
-                        "Images are not supported: no model loaded here can see.",
+                        "This server does not support images; send text parts only.",
                         param=path(("messages", i, "content", j)),
                     )
         return messages

@@ -20,6 +20,9 @@ from mlx_server.errors import RequestError
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_BIASED_TOKENS = 1024
+"""Every one of them is looked at again for every token of the reply."""
+
 MAX_DEPTH = 64
 """Objects and lists inside one another, in a field that is passed on as it came."""
 
@@ -35,13 +38,11 @@ Schema = TypeVar("Schema", bound=BaseModel)
 # A check returns the value it accepts and raises ValueError("must be …") for others.
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, exclusive: bool = False) -> Check:
-    """A finite number within the bounds; `exclusive` leaves `low` itself out."""
-    if high < math.inf:
-        start = f"above {low:g} and at most" if exclusive else f"between {low:g} and"
-        allowed = f"must be a number {start} {high:g}"
-    else:
-        allowed = f"must be a number {'above' if exclusive else 'of at least'} {low:g}"
+def number(low: float = -math.inf, high: float = math.inf) -> Check:
+    """A finite number within the bounds."""
+    allowed = f"must be a number between {low:g} and {high:g}"
+    if high == math.inf:
+        allowed = f"must be a number of at least {low:g}"
 
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -50,7 +51,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, exclusive: bool = 
             result = float(value)
         except OverflowError:
             raise ValueError(allowed) from None
-        if not (math.isfinite(result) and low <= result <= high) or (exclusive and result == low):
+        if not (math.isfinite(result) and low <= result <= high):
             raise ValueError(allowed)
         return result
 
@@ -142,6 +143,8 @@ def bias_pairs(value: Any) -> tuple[tuple[int, float], ...]:
     allowed = "must map token ids to numbers between -100 and 100"
     if not isinstance(value, dict):
         raise ValueError(allowed)
+    if len(value) > MAX_BIASED_TOKENS:
+        raise ValueError(f"must have at most {MAX_BIASED_TOKENS} entries")
     in_range = number(-100, 100)
     pairs = {}
     for key, bias in value.items():
@@ -219,7 +222,7 @@ def got(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
-        return "an object"
+        return f"an object of {len(value)}"
     if isinstance(value, str):
         return json.dumps(value[:40]) + ("…" if len(value) > 40 else "")
     words = json.dumps(value)
@@ -246,7 +249,7 @@ class GenerationFields(BaseModel):
 
     model: OptionalText = None
     adapters: OptionalText = None
-    user: OptionalText = None
+    user: OptionalText = None  # without a meaning: no accounts are kept here
     n: Annotated[int | None, optional(integer(1, MAX_CHOICES))] = None
     stream: OptionalFlag = None
     stream_options: StreamOptions | None = None
@@ -261,7 +264,7 @@ class GenerationFields(BaseModel):
     stop: Annotated[tuple[str, ...] | None, optional(stop_strings)] = None
     ignore_eos: OptionalFlag = None
     logit_bias: Annotated[tuple[tuple[int, float], ...] | None, optional(bias_pairs)] = None
-    repetition_penalty: Annotated[float | None, optional(number(0, 100, exclusive=True))] = None
+    repetition_penalty: Annotated[float | None, optional(number(0.01, 100))] = None
     repetition_context_size: OptionalSize = None
     presence_penalty: Penalty = None
     presence_context_size: OptionalSize = None

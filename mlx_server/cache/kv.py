@@ -11,9 +11,12 @@ row, and joining or leaving touches no other row.
     slot 2  (free)
 
 Capacities go up by a third or a half (256, 384, 512, 768, 1024 …), so a slot is
-at most half empty once its sequence has 256 tokens. A sequence that outgrows
-its slot moves up alone. Room is added as new slabs, never by enlarging one,
-and a slab whose last sequence leaves is dropped.
+at most a third empty once its sequence has 256 tokens. A sequence that outgrows
+its slot moves up alone. Room is added as new slabs, never by enlarging one:
+half as many slots as the capacity has already, so that few stay free, and at
+most `SLAB_SLOTS`, or `SLAB_TOKENS` together, so that a slab with one row left
+holds little more than that row. Rows join the fullest slab, and a slab whose
+last row leaves is dropped.
 
 Writes happen in place, because nothing else holds a slab's arrays: see the
 contract in `base.py`.
@@ -30,6 +33,12 @@ from mlx_server.cache.base import Cache, Seat
 
 SMALLEST = 256
 """Capacity of the smallest slots, in tokens."""
+
+SLAB_SLOTS = 8
+"""The most slots of a slab."""
+
+SLAB_TOKENS = 8192
+"""Tokens that all slots of a slab hold together, unless a single slot holds more."""
 
 
 def capacity_for(num_tokens: int) -> int:
@@ -52,8 +61,9 @@ class Slab:
     values: list[mx.array]
     seats: list[KVSeat | None]
 
-    def free_slot(self) -> int | None:
-        return next((i for i, seat in enumerate(self.seats) if seat is None), None)
+    @property
+    def num_live(self) -> int:
+        return len(self.seats) - self.seats.count(None)
 
     @property
     def nbytes(self) -> int:
@@ -84,32 +94,37 @@ class KVCache(Cache):
 
     def open(self, num_tokens: int) -> KVSeat:
         capacity = capacity_for(num_tokens)
-        slabs = self.slabs.setdefault(capacity, [])
-        for slab in slabs:
-            if (slot := slab.free_slot()) is not None:
-                break
-        else:
-            # As many new slots as there are rows of this size: few slabs, so few
-            # attention calls, and never more than half of the slots free for long.
-            taken = sum(len(slab.seats) for slab in slabs)
-            affordable = (self.max_bytes - self.nbytes) // self.cost(capacity)
-            slab, slot = self._new_slab(capacity, int(max(1, min(taken, affordable)))), 0
-            slabs.append(slab)
+        slab = self._slab_with_room(capacity)
+        if slab is None:
+            taken = sum(len(slab.seats) for slab in self.slabs.get(capacity, []))
+            # At most half of the budget that is left: rows that grow need some of it.
+            affordable = (self.max_bytes - self.nbytes) / (2 * self.cost(capacity))
+            wanted = max(min(taken, 4), taken // 2)
+            slots = min(wanted, SLAB_SLOTS, SLAB_TOKENS // capacity, affordable)
+            slab = self._new_slab(capacity, max(1, int(slots)))
+        slot = slab.seats.index(None)
         seat = KVSeat(slab=slab, slot=slot, order=(slab.number, slot))
         slab.seats[slot] = seat
         return seat
+
+    def _slab_with_room(self, capacity: int) -> Slab | None:
+        """The fullest slab that has a free slot, so that the others empty out."""
+        slabs = [slab for slab in self.slabs.get(capacity, []) if None in slab.seats]
+        return max(slabs, key=lambda s: s.num_live / len(s.seats), default=None)
 
     def _new_slab(self, capacity: int, num_slots: int) -> Slab:
         shape = (num_slots, self.num_kv_heads, capacity, self.head_dim)
         arrays = [mx.zeros(shape, self.dtype) for _ in range(2 * self.num_layers)]
         self._next_number += 1
-        return Slab(
+        slab = Slab(
             number=self._next_number,
             capacity=capacity,
             keys=arrays[: self.num_layers],
             values=arrays[self.num_layers :],
             seats=[None] * num_slots,
         )
+        self.slabs.setdefault(capacity, []).append(slab)
+        return slab
 
     def reserve(self, seat: Seat, num_tokens: int) -> None:
         assert isinstance(seat, KVSeat)
@@ -120,13 +135,12 @@ class KVCache(Cache):
         # write of its other rows into a copy of the whole slab.
         kept = [mx.contiguous(a[slot : slot + 1, :, :length]) for a in old.keys + old.values]
         mx.eval(kept)
-        moved = self.open(num_tokens)
-        moved.slab.seats[moved.slot] = seat
+        place = self.open(num_tokens)
+        seat.slab, seat.slot, seat.order = place.slab, place.slot, place.order
+        seat.slab.seats[seat.slot] = seat
+        for array, entry in zip(seat.slab.keys + seat.slab.values, kept, strict=True):
+            array[seat.slot : seat.slot + 1, :, :length] = entry
         self._leave(old, slot)
-        seat.slab, seat.slot, seat.order = moved.slab, moved.slot, moved.order
-        for arrays, offset in ((seat.slab.keys, 0), (seat.slab.values, self.num_layers)):
-            for layer, array in enumerate(arrays):
-                array[seat.slot : seat.slot + 1, :, :length] = kept[offset + layer]
 
     def truncate(self, seat: Seat, length: int) -> None:
         seat.length = min(seat.length, length)
@@ -137,7 +151,7 @@ class KVCache(Cache):
 
     def _leave(self, slab: Slab, slot: int) -> None:
         slab.seats[slot] = None
-        if not any(slab.seats):
+        if slab.num_live == 0:
             slabs = self.slabs[slab.capacity]
             slabs.remove(slab)
             if not slabs:
@@ -148,10 +162,9 @@ class KVCache(Cache):
         return capacity_for(num_tokens) * per_token
 
     def can_open(self, num_tokens: int) -> bool:
-        slabs = self.slabs.get(capacity_for(num_tokens), [])
-        if any(slab.free_slot() is not None for slab in slabs):
-            return True
-        return super().can_open(num_tokens)
+        return self._slab_with_room(capacity_for(num_tokens)) is not None or super().can_open(
+            num_tokens
+        )
 
     def can_reserve(self, seat: Seat, num_tokens: int) -> bool:
         assert isinstance(seat, KVSeat)

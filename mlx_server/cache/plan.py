@@ -1,8 +1,8 @@
 """How one step's packed tokens are written to the slabs and attended to.
 
 The plan is drawn once per step and used by every layer. Decode rows of a slab
-share one attention call over the view `slab[lo:hi, :, begin:end]`; each prompt
-chunk has a call of its own.
+share one attention call over the view `slab[lo:hi, :, begin:end]`, several where
+free slots would be more than half of it; each prompt chunk has a call of its own.
 
     packed tokens   d0 d1 d2 d3 | c0 c1 c2 c3 c4
     decode groups   └slab 1┘ └2┘
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import mlx.core as mx
 import numpy as np
@@ -212,11 +211,26 @@ class StepPlan:
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
 
+def _runs(seats: Sequence[KVSeat]) -> list[list[KVSeat]]:
+    """Cut the rows where the slab changes or a gap would leave a run less than half live.
+
+    A free slot costs as much attention as a row, so a run never costs more than
+    twice what its rows do.
+    """
+    runs: list[list[KVSeat]] = []
+    for seat in seats:
+        run = runs[-1] if runs else []
+        if run and run[0].slab is seat.slab and 2 * len(run) + 1 >= seat.slot - run[0].slot:
+            run.append(seat)
+        else:
+            runs.append([seat])
+    return runs
+
+
 def _decode_groups(seats: Sequence[KVSeat]) -> list[DecodeGroup]:
-    """Decode rows, sorted by `seat.order`, as one group per slab."""
+    """Decode rows, sorted by `seat.order`, as groups; their `start` counts the rows before."""
     groups, start = [], 0
-    for _, members in groupby(seats, key=lambda seat: seat.slab.number):
-        rows = list(members)
+    for rows in _runs(seats):
         slots = np.array([seat.slot for seat in rows], dtype=np.int32)
         lengths = np.array([seat.length + 1 for seat in rows], dtype=np.int32)
         lo, hi = int(slots[0]), int(slots[-1]) + 1

@@ -45,7 +45,8 @@ def _check_compiler() -> None:
 def kv_budget(model_bytes: int) -> int:
     """Bytes for keys and values when the user names no number."""
     info = mx.device_info()
-    total = info.get("max_recommended_working_set_size") or info.get("memory_size")
+    keys = ("max_recommended_working_set_size", "total_memory", "memory_size")
+    total = next((info[key] for key in keys if info.get(key)), None)
     if total is None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(int((total - model_bytes) * MEMORY_SHARE), 256 * 2**20)

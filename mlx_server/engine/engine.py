@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import count
 
+import numpy as np
+
 from mlx_server.core import EngineRequest, FinishReason, StepOutput, TokenOutput
 from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
@@ -72,12 +74,13 @@ class Engine:
         Raises:
             RequestError: Not even its prompt and one token fit the budget.
         """
-        if len(request.token_ids) >= self.max_tokens:
+        if len(request.token_ids) + min(1, request.params.max_tokens) > self.max_tokens:
             raise RequestError(no_room(len(request.token_ids), self.max_tokens))
         room = self.max_tokens - len(request.token_ids)
         if request.params.max_tokens > room:
             request = replace(request, params=replace(request.params, max_tokens=room))
-        sequences = [Sequence(request, i, next(self._arrivals)) for i in range(request.n)]
+        prompt = np.array(request.token_ids, dtype=np.int32)
+        sequences = [Sequence(request, i, next(self._arrivals), prompt) for i in range(request.n)]
         self._requests[request.id] = sequences
         for sequence in sequences:
             self.scheduler.add(sequence)
@@ -86,7 +89,7 @@ class Engine:
         """Drop a request, or one of its sequences, at once; unknown ids are ignored."""
         for sequence in list(self._requests.get(request_id, ())):
             if index is None or sequence.index == index:
-                self._finish(sequence, "abort")
+                self._finish(sequence)
 
     def holds(self, request_id: str) -> bool:
         """Whether any of the request's sequences is still to end."""
@@ -95,14 +98,19 @@ class Engine:
     def drop_all(self) -> list[str]:
         """Give up every request and start afresh; returns their ids."""
         ids = list(self._requests)
-        for request_id in ids:
-            self.abort(request_id)
+        self.scheduler.clear()
+        self._requests.clear()
         self._flight = None
         return ids
 
     @property
     def busy(self) -> bool:
         return self.scheduler.busy or self._flight is not None
+
+    @property
+    def num_free(self) -> int:
+        """Places that no sequence has."""
+        return max(0, self.scheduler.max_batch_size - self.num_running)
 
     @property
     def num_running(self) -> int:
@@ -116,18 +124,20 @@ class Engine:
 
     def step(self) -> Outputs:
         """Schedule → run → postprocess."""
-        rows = self.scheduler.schedule()
         previous, self._flight = self._flight, None
+        rows: list[Scheduled] = []
         failed: Exception | None = None
-        if rows:
-            try:
+        try:
+            rows = self.scheduler.schedule()
+            if rows:
                 self._flight = self.runner.submit(rows, previous)
                 self.num_steps += 1
-            except Exception as error:
-                failed = error
+        except Exception as error:
+            failed = error
         outputs = self._land(previous) if previous else {}
         if failed is not None:
-            self._recover(rows, failed, outputs)
+            involved = [row.sequence for row in rows] or self.scheduler.next_up()
+            self._recover(involved, failed, outputs)
         return outputs
 
     def _land(self, flight: Flight) -> Outputs:
@@ -135,7 +145,7 @@ class Engine:
             landed = self.runner.read(flight)
         except Exception as error:
             outputs: Outputs = {}
-            self._recover(flight.rows, error, outputs)
+            self._recover([row.sequence for row in flight.rows], error, outputs)
             return outputs
         found: defaultdict[str, list[TokenOutput]] = defaultdict(list)
         for result in landed:
@@ -164,7 +174,7 @@ class Engine:
         elif request.params.max_tokens == 0 and row.end == sequence.num_prompt_tokens:
             reason = "length"
         if reason is not None:
-            self._finish(sequence, reason)
+            self._finish(sequence)
         return TokenOutput(
             request_id=request.id,
             index=sequence.index,
@@ -176,8 +186,7 @@ class Engine:
             finish_reason=reason,
         )
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        sequence.finish_reason = reason
+    def _finish(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
         siblings = self._requests[sequence.request.id]
         siblings.remove(sequence)
@@ -186,13 +195,13 @@ class Engine:
 
     # ------------------------------------------------------------ failures
 
-    def _recover(self, rows: list[Scheduled], error: Exception, outputs: Outputs) -> None:
+    def _recover(self, rows: list[Sequence], error: Exception, outputs: Outputs) -> None:
         """Nobody but the culprit is lost: all rows start over, the failed ones one by one.
 
         The failed pass may have left broken lazy arrays in the cache, so every
         running row gives up its seat and is computed again from its tokens.
         """
-        live = [r.sequence for r in rows if r.sequence.status is not Status.FINISHED]
+        live = [sequence for sequence in rows if sequence.status is not Status.FINISHED]
         # A pass submitted meanwhile builds on the failed one.
         self._flight = None
         for sequence in self.scheduler:
@@ -209,8 +218,10 @@ class Engine:
             self.scheduler.suspects += fresh
             return
         log.error("request %s failed", culprit.request.id, exc_info=error)
+        for sequence in self.scheduler:
+            sequence.num_failures = 0  # they were the culprit's
         for sequence in list(self._requests.get(culprit.request.id, ())):
-            self._finish(sequence, "error")
+            self._finish(sequence)
         outputs[culprit.request.id] = StepOutput(
             error=ServerError(f"The model failed on this request: {error}")
         )

@@ -16,6 +16,7 @@ from mlx_server.errors import ModelLoadError
 from mlx_server.models import loader
 from mlx_server.models.base import ServedModel
 from mlx_server.models.lora import AdapterBank
+from mlx_server.models.model_config import context_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,18 @@ class EngineInfo:
 
 
 def load_engine(
-    path: Path, *, name: str, limits: Limits, trust_remote_code: bool
-) -> tuple[Engine, EngineInfo]:
-    """Load the model in `path` and make an engine for it.
+    engines: dict[str, Engine],
+    path: Path,
+    *,
+    name: str,
+    limits: Limits,
+    max_models: int,
+    trust_remote_code: bool,
+) -> EngineInfo:
+    """Load the model in `path` and put an engine for it into `engines`.
+
+    Args:
+        limits: Its memory budget, given or automatic, is shared by `max_models` models.
 
     Raises:
         ModelLoadError: One line that names the mend.
@@ -48,14 +58,19 @@ def load_engine(
     loaded = loader.load(path, name=name, trust_remote_code=trust_remote_code)
     bank = AdapterBank(loaded.model)
     model = _served(loaded, bank)
-    kv_bytes = limits.max_kv_bytes or device.kv_budget(loaded.nbytes)
+    kv_bytes = limits.max_kv_bytes
+    if kv_bytes is None:
+        others = sum(engine.model.nbytes for engine in engines.values())
+        kv_bytes = device.kv_budget(loaded.nbytes + others)
+    kv_bytes //= max_models
     engine = Engine(model, Limits(limits.max_batch_size, limits.prefill_chunk_size, kv_bytes))
     if engine.max_tokens < 2:
         raise ModelLoadError(
             f"Cannot load {name}: one sequence needs {model.cache.cost(2) / 2**20:.3g} MiB for "
             f"keys and values, more than the {kv_bytes / 2**20:.3g} MiB of --max-kv-bytes."
         )
-    info = EngineInfo(
+    engines[name] = engine
+    return EngineInfo(
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         num_parameters=loaded.num_parameters,
@@ -65,11 +80,10 @@ def load_engine(
         eos_token_ids=loaded.eos_token_ids,
         sampling=loaded.generation_config,
     )
-    return engine, info
 
 
 def _served(loaded: loader.Loaded, bank: AdapterBank) -> ServedModel:
-    context = loader.context_length(loaded.config)
+    context = context_length(loaded.config)
     if loaded.module_kind == "ours":
         from mlx_server.models.llama import LlamaModel
 

@@ -78,6 +78,19 @@ class Scheduler:
         place = sum(other.arrival < sequence.arrival for other in self.waiting)
         self.waiting.insert(place, sequence)
 
+    def clear(self) -> None:
+        """Drop every sequence."""
+        for sequence in self:
+            self._leave_seat(sequence)
+            sequence.status = Status.FINISHED
+        self.running.clear()
+        self.waiting.clear()
+        self.suspects.clear()
+
+    def next_up(self) -> list[Sequence]:
+        """Whom the next step would have been about, if it could not even be planned."""
+        return self.suspects[:1] or list(self.running) or list(self.waiting)[:1]
+
     def _leave_seat(self, sequence: Sequence) -> None:
         if sequence.seat is not None:
             self.cache.close(sequence.seat)
@@ -109,7 +122,6 @@ class Scheduler:
         if sequence.seat is None:
             if sequence.num_pending:
                 return []
-            self.waiting.remove(sequence)
             self._seat(sequence)
         if not sequence.wants_step or not sequence.num_to_compute:
             return []
@@ -130,7 +142,6 @@ class Scheduler:
                 self.cache.can_open(self._room(sequence)) or not self.running
             ):
                 return
-            self.waiting.popleft()
             self._seat(sequence)
 
     def _room(self, sequence: Sequence) -> int:
@@ -138,6 +149,7 @@ class Scheduler:
 
     def _seat(self, sequence: Sequence) -> None:
         sequence.seat = self.cache.open(self._room(sequence))
+        self.waiting.remove(sequence)
         sequence.status = Status.RUNNING
         self.running.append(sequence)
 

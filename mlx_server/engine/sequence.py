@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
 from mlx_server.cache.base import Seat
-from mlx_server.core import EngineRequest, FinishReason
+from mlx_server.core import EngineRequest
 
 
 class TokenBuffer:
-    """Token ids that grow at the end, as an int32 array without copies per token."""
+    """Token ids that grow at the end, as an int32 array without copies per token.
+
+    Args:
+        ids: int32 [k], which several buffers may share: it is never written to.
+    """
 
     __slots__ = ("_ids", "_size")
 
-    def __init__(self, ids: Iterable[int]) -> None:
-        self._ids = np.array(ids, dtype=np.int32)
-        self._size = len(self._ids)
+    def __init__(self, ids: np.ndarray) -> None:
+        self._ids = ids
+        self._size = len(ids)
 
     def __len__(self) -> int:
         return self._size
@@ -66,6 +69,7 @@ class Sequence:
     request: EngineRequest
     index: int
     arrival: int
+    prompt: InitVar[np.ndarray]
     tokens: TokenBuffer = field(init=False)
     status: Status = Status.WAITING
     seat: Seat | None = None
@@ -74,10 +78,9 @@ class Sequence:
     num_prompt_logprobs: int = 0
     num_prompt_done: int = 0
     num_cached_tokens: int = 0
-    finish_reason: FinishReason | None = None
 
-    def __post_init__(self) -> None:
-        self.tokens = TokenBuffer(self.request.token_ids)
+    def __post_init__(self, prompt: np.ndarray) -> None:
+        self.tokens = TokenBuffer(prompt)
 
     @property
     def num_prompt_tokens(self) -> int:

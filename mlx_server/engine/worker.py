@@ -40,12 +40,18 @@ class Control:
     """Run a function on the engine thread, between two steps.
 
     Args:
-        idle: The engine that must have nothing left to do before.
+        idle: The engine that must have nothing left to do before,
+        unless: or else this be true.
     """
 
     function: Callable[[dict[str, Engine]], Any]
     future: Future[Any]
     idle: str | None = None
+    unless: Callable[[], bool] = lambda: False
+
+    def ready(self, engines: dict[str, Engine]) -> bool:
+        engine = engines.get(self.idle or "")
+        return engine is None or not engine.busy or self.unless()
 
     def run(self, engines: dict[str, Engine]) -> None:
         try:
@@ -77,6 +83,7 @@ class Worker:
         # Sequences without a place: known to the engines, and on their way to them.
         self._num_waiting = 0
         self._num_in_inbox = 0
+        self._num_free = 0
         self._lock = threading.Lock()
         self._deferred: list[Control] = []
         self._stopped = False
@@ -84,6 +91,11 @@ class Worker:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no request is answered any more."""
+        return self._stopped
 
     # ------------------------------------------------------------ from any thread
 
@@ -95,36 +107,46 @@ class Worker:
         Raises:
             Unavailable: The queue is full, or the server is stopping.
         """
-        if self._stopped:
-            raise Unavailable("The server is stopping.", retry_after=5)
         with self._lock:
             waiting = self._num_waiting + self._num_in_inbox
             wanted = sum(request.n for request in requests)
-            if waiting and waiting + wanted > self.max_waiting:
+            if waiting and waiting + wanted > self.max_waiting + self._num_free:
                 raise Unavailable(
                     f"{waiting} sequences are waiting already; try again soon.", retry_after=1
                 )
             self._num_in_inbox += wanted
-        for request in requests:
-            self._inbox.put(Add(engine, request, outbox))
+            self._put(*(Add(engine, request, outbox) for request in requests))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self._inbox.put(Abort(request_id, index))
 
-    def call(self, function: Callable[[dict[str, Engine]], Any], idle: str | None = None) -> Any:
+    def call(
+        self,
+        function: Callable[[dict[str, Engine]], Any],
+        *,
+        idle: str | None = None,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> Any:
         """Run `function(engines)` on the engine thread and wait for its result.
 
         Args:
-            idle: An engine whose requests all end first.
+            idle: An engine whose requests all end first,
+            unless: this becomes true before.
 
         Raises:
             Unavailable: The server is stopping. Whatever `function` raises.
         """
+        future: Future[Any] = Future()
+        with self._lock:
+            self._put(Control(function, future, idle, unless))
+        return future.result()
+
+    def _put(self, *commands: Command) -> None:
+        """With the lock held, so that nothing is put behind the last look into the inbox."""
         if self._stopped:
             raise Unavailable("The server is stopping.", retry_after=5)
-        future: Future[Any] = Future()
-        self._inbox.put(Control(function, future, idle))
-        return future.result()
+        for command in commands:
+            self._inbox.put(command)
 
     def stop(self, timeout: float = 10.0) -> bool:
         """End every request with an error and the thread with it; False if it takes longer."""
@@ -135,23 +157,33 @@ class Worker:
     # ------------------------------------------------------------ on the engine thread
 
     def _run(self) -> None:
-        device.prepare()
-        while not self._stopped:
-            self._obey(self._commands())
-            for name, engine in list(self._engines.items()):
-                if engine.busy:
-                    self._step(name, engine)
-            for control in [c for c in self._deferred if not self._busy(c.idle)]:
-                self._deferred.remove(control)
-                control.run(self._engines)
-            with self._lock:
-                self._num_waiting = sum(e.num_waiting for e in self._engines.values())
-        self._turn_away()
-        self._engines.clear()
-        device.release()
+        try:
+            device.prepare()
+            while not self._stopped:
+                self._turn()
+        except Exception:
+            log.critical("the engine thread failed; the server answers no more", exc_info=True)
+        finally:
+            self._turn_away()
+            self._engines.clear()
+            device.release()
+
+    def _turn(self) -> None:
+        """Obey what has come, step every engine that has work, run what waited for one."""
+        self._obey(self._commands())
+        for name in list(self._engines):
+            self._step(name)
+        for control in [c for c in self._deferred if c.ready(self._engines)]:
+            self._deferred.remove(control)
+            control.run(self._engines)
+        with self._lock:
+            self._num_waiting = sum(e.num_waiting for e in self._engines.values())
+            self._num_free = sum(e.num_free for e in self._engines.values())
 
     def _turn_away(self) -> None:
         """Leave nobody waiting for an answer that will not come."""
+        with self._lock:
+            self._stopped = True
         stopping = Unavailable("The server is stopping.", retry_after=5)
         for control in self._deferred:
             control.future.set_exception(stopping)
@@ -183,16 +215,12 @@ class Worker:
                 case Abort(request_id, index):
                     self._abort(request_id, index)
                 case Control():
-                    if self._busy(command.idle):
-                        self._deferred.append(command)
-                    else:
+                    if command.ready(self._engines):
                         command.run(self._engines)
+                    else:
+                        self._deferred.append(command)
                 case Stop():
                     self._stopped = True
-
-    def _busy(self, name: str | None) -> bool:
-        engine = self._engines.get(name or "")
-        return engine is not None and engine.busy
 
     def _add(self, name: str, request: EngineRequest, outbox: Outbox) -> None:
         with self._lock:
@@ -219,7 +247,11 @@ class Worker:
         if engine is None or not engine.holds(request_id):
             del self._outboxes[request_id]
 
-    def _step(self, name: str, engine: Engine) -> None:
+    def _step(self, name: str) -> None:
+        # Local to this call: an engine that is unloaded later must not stay alive here.
+        engine = self._engines[name]
+        if not engine.busy:
+            return
         try:
             outputs = engine.step()
         except Exception as error:

@@ -48,12 +48,13 @@ class ServedModel(ABC):
         cache: Where its sequences live.
         vocab_size: Width of the logits.
         context_length: Tokens that fit, prompt and reply together.
-        num_parameters, nbytes: For logs and listings.
+        nbytes: Bytes of the weights.
     """
 
     cache: Cache
     vocab_size: int
     context_length: int
+    nbytes: int
 
     @abstractmethod
     def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:

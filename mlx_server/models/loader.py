@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_server.errors import ModelLoadError
+from mlx_server.models.model_config import eos_token_ids, sampling_defaults
 from mlx_server.models.model_files import (
     check_safetensors,
     first_names,
@@ -34,28 +35,8 @@ from mlx_server.models.registry import (
     resolve_classes,
 )
 
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "max_sequence_length",
-    "max_seq_len",
-    "max_seq_length",
-    "seq_length",
-    "sequence_len",
-    "model_max_length",
-    "max_context_length",
-)
-ATTENTION_KEYS = ("num_attention_heads", "n_head", "n_heads")
-
-DEFAULT_CONTEXT = 8192
-UNBOUNDED_CONTEXT = 1 << 20
-"""For recurrent models, whose state does not grow with the sequence."""
-
 MAX_REASON = 200
 """Characters of another library's message that are passed on."""
-
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,45 +260,3 @@ def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = " ".join(lines[0].split())
     return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}…"
-
-
-# ---------------------------------------------------------------- what the configs say
-
-
-def eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """End tokens named anywhere: `eos_token_id` is a number or a list of them."""
-    found: set[int] = set()
-    for source in (generation, config, _text_config(config)):
-        value = source.get("eos_token_id")
-        values = value if isinstance(value, list) else [value]
-        found.update(v for v in values if type(v) is int)
-    return tuple(sorted(found))
-
-
-def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
-    """Sampling values of generation_config.json; none where it says not to sample.
-
-    Left out, `do_sample` means False to transformers, but files that carry
-    sampling values without it are common and mean them.
-    """
-    if generation.get("do_sample") is False:
-        return {}
-    values = {key: generation.get(key) for key in SAMPLING_KEYS}
-    return {k: v for k, v in values.items() if type(v) in (int, float)}
-
-
-def context_length(config: Mapping[str, Any]) -> int:
-    """Tokens that fit, prompt and reply together, as config.json declares it."""
-    sources = (config, _text_config(config))
-    for source in sources:
-        for key in CONTEXT_KEYS:
-            value = source.get(key)
-            if type(value) is int and value > 0:
-                return value
-    attends = any(source.get(key) for source in sources for key in ATTENTION_KEYS)
-    return DEFAULT_CONTEXT if attends else UNBOUNDED_CONTEXT
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    nested = config.get("text_config")
-    return nested if isinstance(nested, Mapping) else {}

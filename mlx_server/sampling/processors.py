@@ -20,12 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_server.core import SamplingParams
 from mlx_server.sampling.row import SamplingRow, column, power_of_two
+
+BIAS_ENTRY = np.dtype([("token", np.int64), ("bias", np.float32)])
 
 
 @dataclass(slots=True)
@@ -77,20 +80,20 @@ def logit_bias(
     logits: mx.array, rows: Sequence[SamplingRow], pending_tokens: mx.array | None
 ) -> mx.array:
     """Add `params.logit_bias`. Token ids outside the vocabulary are ignored."""
-    vocab_size = logits.shape[-1]
-    entries = [
-        (i, token, bias)
-        for i, row in enumerate(rows)
-        for token, bias in row.params.logit_bias
-        if 0 <= token < vocab_size
-    ]
-    if not entries:
+    pairs = [row.params.logit_bias for row in rows]
+    # No loop over the entries in Python: this runs at every step.
+    entries = np.fromiter(chain.from_iterable(pairs), BIAS_ENTRY)
+    places = np.repeat(np.arange(len(rows)), [len(p) for p in pairs])
+    known = (entries["token"] >= 0) & (entries["token"] < logits.shape[-1])
+    entries, places = entries[known], places[known]
+    if not len(entries):
         return logits
     # Padding adds 0 to a logit that has an entry anyway.
-    padding = power_of_two(len(entries)) - len(entries)
-    indices, tokens, biases = zip(*entries, *[(*entries[0][:2], 0.0)] * padding, strict=True)
-    index = mx.array(np.array(indices, dtype=np.int32)), mx.array(np.array(tokens, dtype=np.int32))
-    return logits.at[index].add(mx.array(np.array(biases, dtype=np.float32)))
+    padding = (0, power_of_two(len(entries)) - len(entries))
+    tokens = np.pad(entries["token"], padding, constant_values=entries["token"][0])
+    places = np.pad(places, padding, constant_values=places[0])
+    index = mx.array(places.astype(np.int32)), mx.array(tokens.astype(np.int32))
+    return logits.at[index].add(mx.array(np.pad(entries["bias"], padding)))
 
 
 def repetition(

@@ -96,7 +96,7 @@ def to_dicts(
 def _to_dict(message: Message, style: ToolCallStyle, names: Mapping[str, str]) -> dict[str, Any]:
     if any(isinstance(part, ImagePart) for part in message.parts):
         raise RequestError(
-            "This model does not support images; send text parts only.", param="messages"
+            "This server does not support images; send text parts only.", param="messages"
         )
     content: str | None = message.text
     if message.tool_calls and not content:
