@@ -7,8 +7,10 @@ port answers before the model is loaded.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -130,17 +132,17 @@ def serve(config: Config) -> int:
     except OSError as error:
         print(f"mlx_server: {describe_bind_error(config, error)}", file=sys.stderr)
         return 1
-    stopping = threading.Event()
+    # Not an Event: a signal that comes while the main thread holds its lock would block for
+    # ever in set(), whereas put() may be interrupted by itself.
+    stopping: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda *_: stopping.put(None))
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     announce(server, config)
     worker.start()
     loading = _Loading(pool.load_default, stopping)
     loading.start()
-    # Signals reach the main thread only while it waits in short turns.
-    while not stopping.wait(0.5):
-        pass
+    _wait(stopping)
     if loading.error is None:
         log.info("stopping")
     elif isinstance(loading.error, ModelLoadError):
@@ -154,10 +156,17 @@ def serve(config: Config) -> int:
     return code
 
 
+def _wait(stopping: queue.SimpleQueue[None]) -> None:
+    """In short turns, because signals reach the main thread only between them."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return stopping.get(timeout=0.5)
+
+
 class _Loading(threading.Thread):
     """Loads the default model beside the running server; a failure stops it."""
 
-    def __init__(self, load: Callable[[], Entry], stopping: threading.Event) -> None:
+    def __init__(self, load: Callable[[], Entry], stopping: queue.SimpleQueue[None]) -> None:
         super().__init__(name="loading", daemon=True)
         self.load = load
         self.stopping = stopping
@@ -170,7 +179,7 @@ class _Loading(threading.Thread):
             if not isinstance(error, ModelLoadError):
                 log.exception("the model could not be loaded")
             self.error = error
-            self.stopping.set()
+            self.stopping.put(None)
             return
         info = entry.info
         log.info(

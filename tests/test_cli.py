@@ -187,6 +187,14 @@ def test_signals_end_it_with_code_0_though_a_stream_runs(number: int, stories: P
         assert "Traceback" not in process.stderr.read()
 
 
+def test_many_signals_at_once_end_it_all_the_same(stories: Path) -> None:
+    with running("--model", str(stories / "stories260k")) as (process, url):
+        wait_until_ready(url)
+        for _ in range(300):
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
 def test_the_demo_model_talks_without_a_network() -> None:
     with running() as (process, url):
         wait_until_ready(url)
