@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import BatchKVCache
 from models import CONFIG, make_pair
 from models import random_prompts as prompts
 
@@ -234,3 +235,18 @@ def test_rows_decode_on_when_others_leave() -> None:
         np.testing.assert_allclose(
             driver.logits[row], expected_logits(theirs, driver.tokens[row]), atol=1e-4
         )
+
+
+def test_packed_rows_equal_mlx_lms_padded_ones() -> None:
+    theirs, ours = make_pair(BASE)
+    tokens = prompts([30, 11, 23])
+    longest = 30
+    padding = [longest - len(t) for t in tokens]
+    padded = mx.array([[0] * n + t for n, t in zip(padding, tokens, strict=True)])
+    cache = [BatchKVCache(padding) for _ in theirs.layers]
+    expected = np.array(theirs(padded, cache=cache))
+    driver = Driver(ours, tokens)
+    driver.step([29, 10, 22])
+    driver.step([1, 1, 1])
+    for row, logits in enumerate(driver.logits):
+        np.testing.assert_allclose(logits, expected[row, padding[row] :], atol=1e-4)

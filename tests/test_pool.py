@@ -307,3 +307,20 @@ def test_a_name_that_cannot_be_downloaded_unloads_nothing(
     assert error.value.param == "model"
     assert pool.residence.entries() == entries
     assert ask(pool).startswith(BASE)
+
+
+def test_a_repo_in_the_local_cache_is_listed_and_loaded_on_request(
+    open_pool, stories: Path, tmp_path: Path, monkeypatch
+) -> None:
+    snapshot = tmp_path / "models--org--tiny/snapshots/abc"
+    shutil.copytree(stories / "stories260k-chat", snapshot)
+    (tmp_path / "models--org--tiny/refs").mkdir()
+    (tmp_path / "models--org--tiny/refs/main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pool = open_pool(model=str(stories / "stories260k"))
+    assert "org/tiny" in [card.id for card in pool.cards()]
+    assert pool.card("org/tiny").loaded is False
+    assert ask(pool, "org/tiny").startswith(BASE)
+    assert [card.id for card in pool.cards() if card.loaded] == ["org/tiny"]
+    assert ask(pool, "org/absent").startswith(BASE)

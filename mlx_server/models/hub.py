@@ -99,7 +99,6 @@ def find_cached(
 
     With `trust_remote_code`, the Python files that its configs name belong to it.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if not is_repo_id(name):
@@ -108,18 +107,8 @@ def find_cached(
         # The hub library knows which files a snapshot it fetched should have.
         # Only metadata is asked about: another program may have fetched its own
         # choice of weight files, and those we can check ourselves.
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                allow_patterns=list(
-                    METADATA_PATTERNS + (CODE_PATTERNS if trust_remote_code else ())
-                ),
-                ignore_patterns=list(IGNORE_PATTERNS),
-                local_files_only=True,
-            )
-        )
+        patterns = METADATA_PATTERNS + (CODE_PATTERNS if trust_remote_code else ())
+        folder = _fetch(name, revision, cache_dir, patterns, local_files_only=True)
         return folder if _is_complete(folder, trust_remote_code) else None
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
@@ -191,22 +180,36 @@ def _existing_folder(name: str) -> Path | None:
 # ---------------------------------------------------------------- download
 
 
+def _fetch(
+    name: str,
+    revision: str | None,
+    cache_dir: Path | None,
+    patterns: tuple[str, ...],
+    local_files_only: bool = False,
+) -> Path:
+    """The repo's files that match, in the cache; raises what the hub library does."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(IGNORE_PATTERNS),
+            local_files_only=local_files_only,
+        )
+    )
+
+
 def _download(
     name: str, revision: str | None, trust_remote_code: bool, cache_dir: Path | None
 ) -> Path:
-    from huggingface_hub import is_offline_mode, snapshot_download
+    from huggingface_hub import is_offline_mode
 
     patterns = METADATA_PATTERNS + WEIGHT_PATTERNS + (CODE_PATTERNS if trust_remote_code else ())
     try:
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(IGNORE_PATTERNS),
-            )
-        )
+        folder = _fetch(name, revision, cache_dir, patterns)
     except Exception as error:
         # The hub library lets its HTTP client's exceptions through, so no
         # narrower class covers them all.
