@@ -59,6 +59,20 @@ def size(text: str) -> int:
     return int(value)
 
 
+def size_or_zero(text: str) -> int:
+    return 0 if text.strip() == "0" else size(text)
+
+
+def one_of(*values: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text)
+        if value not in values:
+            raise ValueError(f"must be {', '.join(map(str, values[:-1]))} or {values[-1]}")
+        return value
+
+    return convert
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -196,6 +210,27 @@ class Config:
     max_kv_bytes: int | None = option(
         None, "memory for keys and values, as in 8GB; automatic if left out", size, group="engine"
     )
+    prompt_cache_bytes: int | None = option(
+        None, "how much of it may hold what ended requests have computed, for others to go on "
+        "from; 0 turns that off, left out it is all that running ones do not need",
+        size_or_zero, metavar="SIZE", group="engine",
+    )  # fmt: skip
+    prompt_cache_size: int = option(
+        512, "how many ended requests' prompts and replies it may hold", not_negative,
+        group="engine",
+    )  # fmt: skip
+    kv_bits: int | None = option(
+        None, "store keys and values in so many bits: 4 or 8", one_of(4, 8), metavar="BITS",
+        group="engine",
+    )  # fmt: skip
+    kv_group_size: int = option(
+        64, "numbers that share a scale there: 32, 64 or 128", one_of(32, 64, 128), metavar="SIZE",
+        group="engine",
+    )  # fmt: skip
+    quantized_kv_start: int = option(
+        0, "tokens that a request has before its keys and values are quantised", not_negative,
+        group="engine",
+    )  # fmt: skip
 
     # ---- HTTP
     host: str = option("127.0.0.1", "address to listen on", group="http")

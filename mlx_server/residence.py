@@ -183,7 +183,7 @@ class Residence:
     def load(self, name: str, path: Path) -> Entry:
         """Load the model in `path`. Raises ModelLoadError."""
         config = self.config
-        limits = Limits(config.max_batch_size, config.prefill_chunk_size, config.max_kv_bytes)
+        limits = Limits.of(config)
 
         def load(engines: dict[str, Engine]) -> EngineInfo:
             return load_engine(

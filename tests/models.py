@@ -50,8 +50,15 @@ def random_prompts(lengths: list[int], seed: int = 1, vocab: int = 101) -> list[
     return [rng.integers(0, vocab, n).tolist() for n in lengths]
 
 
-def make_engine(model, batch: int = 16, chunk: int = 64, kv_bytes: int | None = None) -> Engine:
-    return Engine(model, Limits(batch, chunk, kv_bytes))
+def make_engine(
+    model,
+    batch: int = 16,
+    chunk: int = 64,
+    kv_bytes: int | None = None,
+    prefix_bytes: int | None = 0,
+) -> Engine:
+    """An engine; without a prefix cache unless it is given bytes for one (None: no bound)."""
+    return Engine(model, Limits(batch, chunk, kv_bytes, prefix_bytes))
 
 
 def request(

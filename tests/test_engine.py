@@ -369,11 +369,11 @@ def test_a_failure_to_make_room_is_survived(pair, monkeypatch) -> None:
     engine = make_engine(ours)
     open_seat, calls = engine.model.cache.open, []
 
-    def unlucky(num_tokens):
-        calls.append(num_tokens)
+    def unlucky(*args):
+        calls.append(args)
         if len(calls) == 2:
             raise MemoryError("no room")
-        return open_seat(num_tokens)
+        return open_seat(*args)
 
     monkeypatch.setattr(engine.model.cache, "open", unlucky)
     found = run(engine, *requests)

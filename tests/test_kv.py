@@ -40,24 +40,24 @@ def test_slots_of_one_capacity_share_slabs_and_empty_slabs_go() -> None:
 
 
 def fill(seat: KVSeat, length: int, value: float) -> None:
-    for arrays, sign in ((seat.slab.keys, 1), (seat.slab.values, -1)):
-        for array in arrays:
+    for layer in seat.slab.layers:
+        for array, sign in zip(layer, (1, -1), strict=True):
             array[seat.slot, :, :length] = sign * value
     seat.length = length
 
 
 def check_filled(seat: KVSeat, value: float) -> None:
-    for arrays, sign in ((seat.slab.keys, 1), (seat.slab.values, -1)):
-        for array in arrays:
+    for layer in seat.slab.layers:
+        for array, sign in zip(layer, (1, -1), strict=True):
             assert (np.array(array[seat.slot, :, : seat.length]) == sign * value).all()
 
 
 def check_slabs(cache: KVCache, seats: list[KVSeat]) -> None:
     for seat in seats:
-        assert seat.slab in cache.slabs[seat.slab.capacity]
+        assert seat.slab in cache.slabs[seat.slab.storage, seat.slab.capacity]
         assert seat.slab.seats[seat.slot] is seat
         assert seat.order == (seat.slab.number, seat.slot)
-    for capacity, slabs in cache.slabs.items():
+    for (_, capacity), slabs in cache.slabs.items():
         rows = sum(slab.num_live for slab in slabs)
         assert rows == sum(seat.slab.capacity == capacity for seat in seats)
         assert all(slab.num_live for slab in slabs)
@@ -138,7 +138,9 @@ def test_a_row_joins_the_fullest_slab() -> None:
 )
 def test_decode_rows_share_a_call_where_half_of_its_slots_are_theirs(slots, groups) -> None:
     cache = make_cache()
-    slab = cache._new_slab(256, 12)
+    storage = cache._storage(0)
+    slab = cache._new_slab(storage, 256, 12)
+    cache.slabs[storage, 256] = [slab]
     seats = [cache.open(100) for _ in slab.seats]
     plan = StepPlan([seats[i] for i in slots], [1] * len(slots), [None])
     assert [(g.lo, g.hi) for g in plan.groups] == groups
@@ -151,16 +153,16 @@ def test_growing_copies_the_row_and_only_the_row() -> None:
     rng = np.random.default_rng(0)
     stored = rng.standard_normal((2, 2, 10, 8)).astype(np.float32)
     for layer in range(2):
-        seat.slab.keys[layer][seat.slot, :, :10] = mx.array(stored[layer])
-        seat.slab.values[layer][seat.slot, :, :10] = mx.array(-stored[layer])
+        keys, values = seat.slab.layers[layer]
+        keys[seat.slot, :, :10] = mx.array(stored[layer])
+        values[seat.slot, :, :10] = mx.array(-stored[layer])
     seat.length = 10
     place = neighbour.slab, neighbour.slot
     cache.reserve(seat, 300)
     assert seat.slab.capacity == 384
     assert (neighbour.slab, neighbour.slot) == place
     for layer in range(2):
-        keys = np.array(seat.slab.keys[layer][seat.slot, :, :10])
-        values = np.array(seat.slab.values[layer][seat.slot, :, :10])
+        keys, values = (np.array(array[seat.slot, :, :10]) for array in seat.slab.layers[layer])
         np.testing.assert_array_equal(keys, stored[layer])
         np.testing.assert_array_equal(values, -stored[layer])
 

@@ -2,17 +2,17 @@
 
 A cache hands out *seats*: a seat is where one sequence's state lives between
 steps. The engine opens a seat when it admits a sequence, reserves room before
-each step, and closes it when the sequence ends; only the model that owns the
-cache looks inside.
+each step, and closes it when the sequence ends, or keeps it for the prefix cache
+(`prefix.py`); only the model that owns the cache looks inside.
 
 What holds for every cache:
 
-- Opening, growing and closing a seat copies no other seat's state.
+- Opening, forking, growing, keeping and closing a seat copies no other seat's state.
 - `reserve(seat, n)` may move that seat's own state (it outgrew its room), so
   it is called before the step is built, never while it is.
 - `seat.length` counts the tokens whose state is stored. The model adds to it
   when it builds a forward pass; `truncate` takes tokens off again where the
-  state allows it (`can_truncate`).
+  state allows it (`reusable`).
 - Nobody keeps an array of the cache across steps. MLX writes into a buffer in
   place only while no other array shares it; one kept slice turns every later
   write into a copy of the whole pool. For the same reason a step's outputs are
@@ -43,7 +43,7 @@ class Seat:
 class Cache(ABC):
     """
     Attributes:
-        can_truncate: Whether a seat's last tokens can be taken off again.
+        can_truncate: Whether a seat can go back to any shorter length.
         max_bytes: The engine's budget for all seats together.
     """
 
@@ -51,8 +51,18 @@ class Cache(ABC):
     max_bytes: float = float("inf")
 
     @abstractmethod
-    def open(self, num_tokens: int) -> Seat:
-        """A seat with room for `num_tokens` tokens."""
+    def open(self, num_tokens: int, expected: int = 1) -> Seat:
+        """A seat with room for `num_tokens` tokens.
+
+        Args:
+            expected: Seats of about this size that are about to be opened, this one
+                included.
+        """
+
+    @abstractmethod
+    def fork(self, seat: Seat, length: int, num_tokens: int, expected: int = 1) -> Seat:
+        """A new seat with the state of another's first `length` tokens, which
+        `reusable` allows, and room for `num_tokens`."""
 
     @abstractmethod
     def reserve(self, seat: Seat, num_tokens: int) -> None:
@@ -60,7 +70,12 @@ class Cache(ABC):
 
     @abstractmethod
     def truncate(self, seat: Seat, length: int) -> None:
-        """Forget all tokens after the first `length`."""
+        """Forget all tokens after the first `length`, which `reusable` allows."""
+
+    @abstractmethod
+    def keep(self, seat: Seat) -> None:
+        """The seat's sequence has ended: hold its state, and no more, until it is
+        forked from, reserved for another sequence or closed."""
 
     @abstractmethod
     def close(self, seat: Seat) -> None:
@@ -71,8 +86,20 @@ class Cache(ABC):
     def cost(self, num_tokens: int) -> int:
         """Bytes that a sequence of `num_tokens` tokens takes."""
 
-    def can_open(self, num_tokens: int) -> bool:
-        """Whether a new seat of this size stays within `max_bytes`."""
+    @abstractmethod
+    def held(self, seat: Seat) -> int:
+        """Bytes that the seat holds."""
+
+    def reusable(self, seat: Seat, length: int) -> int:
+        """The most tokens, `length` at most, that another sequence may go on from."""
+        return min(length, seat.length)
+
+    def chunk_end(self, start: int, end: int) -> int:
+        """Where a chunk of prompt tokens from `start` must end, `end` at most."""
+        return end
+
+    def can_open(self, num_tokens: int, length: int = 0) -> bool:
+        """Whether a new seat of this size, or a fork at `length`, stays within `max_bytes`."""
         return self.nbytes + self.cost(num_tokens) <= self.max_bytes
 
     def can_reserve(self, seat: Seat, num_tokens: int) -> bool:

@@ -51,12 +51,14 @@ class DecodeGroup:
     spread: mx.array | None
     places: mx.array | None
 
-    def write(self, array: mx.array, new: mx.array) -> None:
-        """Put the rows' new entries, [rows, heads, 1, dim], into the slab's array in place."""
-        if self.stop - self.start == 1:
-            array[self.lo : self.hi, :, self.end - 1 : self.end] = new
-        else:
-            array[self.slots, :, self.positions] = new[:, :, 0]
+    def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        """Put the rows' new entries, [rows, heads, 1, dim], into the slab in place."""
+        arrays, new = self.slab.layers[layer], self.slab.storage.encode(keys, values)
+        for array, entry in zip(arrays, new, strict=True):
+            if self.stop - self.start == 1:
+                array[self.lo : self.hi, :, self.end - 1 : self.end] = entry
+            else:
+                array[self.slots, :, self.positions] = entry[:, :, 0]
 
     def mask(self, begin: int, window: int | None) -> mx.array | None:
         """Which of the view's columns each slot sees: bool [slots, 1, 1, columns]."""
@@ -80,10 +82,8 @@ class DecodeGroup:
         view = (slice(self.lo, self.hi), slice(None), slice(begin, self._view_end()))
         if self.spread is not None:
             queries = queries[self.spread]
-        out = mx.fast.scaled_dot_product_attention(
-            queries, self.slab.keys[layer][view], self.slab.values[layer][view],
-            scale=scale, mask=mask,
-        )  # fmt: skip
+        stored = [array[view] for array in self.slab.layers[layer]]
+        out = self.slab.storage.attend(queries, stored, scale, mask)
         return out if self.places is None else out[self.places]
 
 
@@ -101,9 +101,11 @@ class Chunk:
     def end(self) -> int:
         return self.offset + self.stop - self.start
 
-    def write(self, array: mx.array, new: mx.array) -> None:
-        """new: [1, heads, tokens, dim]."""
-        array[self.slot : self.slot + 1, :, self.offset : self.end] = new
+    def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
+        """keys, values: [1, heads, tokens, dim]."""
+        arrays, new = self.slab.layers[layer], self.slab.storage.encode(keys, values)
+        for array, entry in zip(arrays, new, strict=True):
+            array[self.slot : self.slot + 1, :, self.offset : self.end] = entry
 
     def mask(self, window: int | None) -> mx.array | str | None:
         if window is not None and self.end > window:
@@ -129,10 +131,8 @@ class Chunk:
             slice(None),
             slice(self.begin(window), self.end),
         )
-        return mx.fast.scaled_dot_product_attention(
-            queries, self.slab.keys[layer][view], self.slab.values[layer][view],
-            scale=scale, mask=mask,
-        )  # fmt: skip
+        stored = [array[view] for array in self.slab.layers[layer]]
+        return self.slab.storage.attend(queries, stored, scale, mask)
 
 
 class StepPlan:
@@ -196,16 +196,14 @@ class StepPlan:
         outputs = []
         for group, (mask, begin) in zip(self.groups, group_masks, strict=True):
             rows = slice(group.start, group.stop)
-            group.write(group.slab.keys[layer], keys[rows])
-            group.write(group.slab.values[layer], values[rows])
+            group.write(layer, keys[rows], values[rows])
             out = group.attend(layer, queries[rows], mask, begin, scale)
             outputs.append(out.reshape(out.shape[0], -1))
         for chunk, mask in zip(self.chunks, chunk_masks, strict=True):
             tokens = slice(chunk.start, chunk.stop)
             # [tokens, heads, 1, dim] → [1, heads, tokens, dim]
             q, k, v = (a[tokens].transpose(2, 1, 0, 3) for a in (queries, keys, values))
-            chunk.write(chunk.slab.keys[layer], k)
-            chunk.write(chunk.slab.values[layer], v)
+            chunk.write(layer, k, v)
             out = chunk.attend(layer, q, mask, window, scale)
             outputs.append(out[0].transpose(1, 0, 2).reshape(chunk.stop - chunk.start, -1))
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)

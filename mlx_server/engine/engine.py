@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 
 import numpy as np
 
+from mlx_server.cache.prefix import PrefixCache
+from mlx_server.cache.storage import Quantization
+from mlx_server.config import Config
 from mlx_server.core import EngineRequest, FinishReason, StepOutput, TokenOutput
 from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
@@ -32,11 +35,47 @@ class Limits:
         max_batch_size: Sequences that run at the same time.
         prefill_chunk_size: Prompt tokens computed per step.
         max_kv_bytes: Budget for keys and values; None sets no bound.
+        prompt_cache_bytes, prompt_cache_size: Bytes and entries that the prefix cache may
+            have of it; None sets no bound of its own.
+        quantization: Of keys and values; None stores them as they are computed.
     """
 
     max_batch_size: int
     prefill_chunk_size: int
     max_kv_bytes: int | None = None
+    prompt_cache_bytes: int | None = None
+    prompt_cache_size: int | None = None
+    quantization: Quantization | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        quantization = None
+        if config.kv_bits is not None:
+            quantization = Quantization(
+                config.kv_bits, config.kv_group_size, config.quantized_kv_start
+            )
+        return cls(
+            max_batch_size=config.max_batch_size,
+            prefill_chunk_size=config.prefill_chunk_size,
+            max_kv_bytes=config.max_kv_bytes,
+            prompt_cache_bytes=config.prompt_cache_bytes,
+            prompt_cache_size=config.prompt_cache_size,
+            quantization=quantization,
+        )
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start.
+
+    Attributes:
+        prompt_tokens_computed: Also those computed again after a preemption.
+        generated_tokens: Sampled, those of ended rows that nobody got included.
+    """
+
+    steps: int = 0
+    prompt_tokens_computed: int = 0
+    generated_tokens: int = 0
 
 
 class Engine:
@@ -54,14 +93,18 @@ class Engine:
         self.model = model
         if limits.max_kv_bytes is not None:
             model.cache.max_bytes = limits.max_kv_bytes
+        self.prefixes = PrefixCache(
+            model.cache, _bound(limits.prompt_cache_bytes), _bound(limits.prompt_cache_size)
+        )
         self.scheduler = Scheduler(
             model.cache,
+            self.prefixes,
             max_batch_size=limits.max_batch_size,
             prefill_chunk_size=limits.prefill_chunk_size,
         )
         self.runner = Runner(model)
         self.max_tokens = _most_tokens(model)
-        self.num_steps = 0
+        self.counters = Counters()
         self._flight: Flight | None = None
         self._requests: dict[str, list[Sequence]] = {}
         self._arrivals = count()
@@ -99,6 +142,7 @@ class Engine:
         """Give up every request and start afresh; returns their ids."""
         ids = list(self._requests)
         self.scheduler.clear()
+        self.prefixes.clear()
         self._requests.clear()
         self._flight = None
         return ids
@@ -120,6 +164,23 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self.scheduler.waiting)
 
+    @property
+    def num_steps(self) -> int:
+        return self.counters.steps
+
+    def stats(self) -> dict[str, int]:
+        """What it has done, and what it holds just now; from any thread."""
+        return asdict(self.counters) | {
+            "prompt_tokens_cached": self.scheduler.seating.num_cached_tokens,
+            "preemptions": self.scheduler.num_preemptions,
+            "running": self.num_running,
+            "waiting": self.num_waiting,
+            "prefix_entries": len(self.prefixes),
+            "prefix_bytes": self.prefixes.nbytes,
+            "prefix_evictions": self.prefixes.num_evicted,
+            "kv_bytes": self.model.cache.nbytes,
+        }
+
     # ------------------------------------------------------------ one step
 
     def step(self) -> Outputs:
@@ -130,8 +191,10 @@ class Engine:
         try:
             rows = self.scheduler.schedule()
             if rows:
+                starts = [row.sequence.num_computed for row in rows]
                 self._flight = self.runner.submit(rows, previous)
-                self.num_steps += 1
+                self._count(rows, starts)
+                self._leave_checkpoints(rows)
         except Exception as error:
             failed = error
         outputs = self._land(previous) if previous else {}
@@ -140,10 +203,25 @@ class Engine:
             self._recover(involved, failed, outputs)
         return outputs
 
+    def _count(self, rows: list[Scheduled], starts: list[int]) -> None:
+        counters = self.counters
+        counters.steps += 1
+        for row, start in zip(rows, starts, strict=True):
+            prompt = row.sequence.num_prompt_tokens
+            counters.prompt_tokens_computed += max(0, min(row.end, prompt) - start)
+            counters.generated_tokens += row.samples
+
+    def _leave_checkpoints(self, rows: list[Scheduled]) -> None:
+        for row in rows:
+            if row.end in row.sequence.checkpoints:
+                self.scheduler.seating.leave_checkpoint(row.sequence, row.end)
+
     def _land(self, flight: Flight) -> Outputs:
         try:
             landed = self.runner.read(flight)
         except Exception as error:
+            # Whatever was computed lately may be broken, entries included.
+            self.prefixes.clear()
             outputs: Outputs = {}
             self._recover([row.sequence for row in flight.rows], error, outputs)
             return outputs
@@ -186,8 +264,8 @@ class Engine:
             finish_reason=reason,
         )
 
-    def _finish(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
+    def _finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+        self.scheduler.finish(sequence, keep=keep)
         siblings = self._requests[sequence.request.id]
         siblings.remove(sequence)
         if not siblings:
@@ -206,8 +284,11 @@ class Engine:
         self._flight = None
         for sequence in self.scheduler:
             sequence.num_pending = 0
+            sequence.follows = None
         for sequence in list(self.scheduler.running):
             self.scheduler.preempt(sequence)
+        for sequence in self.scheduler.waiting:  # one may have failed on its way to a seat
+            self.scheduler.seating.leave(sequence, keep=False)
         alone = len(live) == len(rows) == 1
         culprit = live[0] if alone and live[0] in self.scheduler.suspects else None
         if culprit is None:
@@ -221,10 +302,14 @@ class Engine:
         for sequence in self.scheduler:
             sequence.num_failures = 0  # they were the culprit's
         for sequence in list(self._requests.get(culprit.request.id, ())):
-            self._finish(sequence)
+            self._finish(sequence, keep=False)
         outputs[culprit.request.id] = StepOutput(
             error=ServerError(f"The model failed on this request: {error}")
         )
+
+
+def _bound(limit: int | None) -> float:
+    return float("inf") if limit is None else limit
 
 
 def _most_tokens(model: ServedModel) -> int:

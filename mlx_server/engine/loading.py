@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_server.cache.storage import Quantization
 from mlx_server.engine import device
 from mlx_server.engine.engine import Engine, Limits
 from mlx_server.errors import ModelLoadError
@@ -57,13 +58,16 @@ def load_engine(
     """
     loaded = loader.load(path, name=name, trust_remote_code=trust_remote_code)
     bank = AdapterBank(loaded.model)
-    model = _served(loaded, bank)
+    try:
+        model = _served(loaded, bank, limits.quantization)
+    except ValueError as error:
+        raise ModelLoadError(f"Cannot load {name}: {error}.") from error
     kv_bytes = limits.max_kv_bytes
     if kv_bytes is None:
         others = sum(engine.model.nbytes for engine in engines.values())
         kv_bytes = device.kv_budget(loaded.nbytes + others)
     kv_bytes //= max_models
-    engine = Engine(model, Limits(limits.max_batch_size, limits.prefill_chunk_size, kv_bytes))
+    engine = Engine(model, replace(limits, max_kv_bytes=kv_bytes))
     if engine.max_tokens < 2:
         raise ModelLoadError(
             f"Cannot load {name}: one sequence needs {model.cache.cost(2) / 2**20:.3g} MiB for "
@@ -82,12 +86,14 @@ def load_engine(
     )
 
 
-def _served(loaded: loader.Loaded, bank: AdapterBank) -> ServedModel:
+def _served(
+    loaded: loader.Loaded, bank: AdapterBank, quantization: Quantization | None
+) -> ServedModel:
     context = context_length(loaded.config)
     if loaded.module_kind == "ours":
         from mlx_server.models.llama import LlamaModel
 
-        return LlamaModel(loaded.model, context, bank)
+        return LlamaModel(loaded.model, context, bank, quantization)
     from mlx_server.models.zoo import ZooModel
 
     return ZooModel(loaded.model, loaded.config, context, bank)

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from mlx_server.cache.base import Cache
+from mlx_server.cache.prefix import PrefixCache
+from mlx_server.engine.seating import Seating
 from mlx_server.engine.sequence import Sequence, Status
 
-HEADROOM = 64
-"""Tokens a new seat has room for beyond those it starts with."""
+LOOKAHEAD = 16
+"""Waiting sequences that are looked at for how many of one size are to be seated."""
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Scheduler:
     """
     Args:
         cache: Where admitted sequences get their seats.
+        prefixes: What ended ones leave there for others.
         max_batch_size: Sequences that run at the same time.
         prefill_chunk_size: Prompt tokens per step, all rows together.
 
@@ -46,8 +50,16 @@ class Scheduler:
             time until each has shown that it was not the cause.
     """
 
-    def __init__(self, cache: Cache, *, max_batch_size: int, prefill_chunk_size: int) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        prefixes: PrefixCache,
+        *,
+        max_batch_size: int,
+        prefill_chunk_size: int,
+    ) -> None:
         self.cache = cache
+        self.seating = Seating(cache, prefixes)
         self.max_batch_size = max_batch_size
         self.prefill_chunk_size = prefill_chunk_size
         self.waiting: deque[Sequence] = deque()
@@ -58,21 +70,25 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Take the sequence off, wherever it is, and free its seat."""
+    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Take the sequence off, wherever it is, and free its seat.
+
+        Args:
+            keep: Leave what it computed to the prefix cache.
+        """
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         elif sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
         if sequence in self.suspects:
             self.suspects.remove(sequence)
-        self._leave_seat(sequence)
+        self.seating.leave(sequence, keep=keep)
         sequence.status = Status.FINISHED
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up its seat; its tokens are kept and computed again later."""
         self.running.remove(sequence)
-        self._leave_seat(sequence)
+        self.seating.leave(sequence, keep=False)
         sequence.status = Status.WAITING
         self.num_preemptions += 1
         place = sum(other.arrival < sequence.arrival for other in self.waiting)
@@ -81,7 +97,7 @@ class Scheduler:
     def clear(self) -> None:
         """Drop every sequence."""
         for sequence in self:
-            self._leave_seat(sequence)
+            self.seating.leave(sequence, keep=False)
             sequence.status = Status.FINISHED
         self.running.clear()
         self.waiting.clear()
@@ -90,11 +106,6 @@ class Scheduler:
     def next_up(self) -> list[Sequence]:
         """Whom the next step would have been about, if it could not even be planned."""
         return self.suspects[:1] or list(self.running) or list(self.waiting)[:1]
-
-    def _leave_seat(self, sequence: Sequence) -> None:
-        if sequence.seat is not None:
-            self.cache.close(sequence.seat)
-            sequence.seat = None
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -122,33 +133,49 @@ class Scheduler:
         if sequence.seat is None:
             if sequence.num_pending:
                 return []
-            self._seat(sequence)
+            self.seating.open(sequence, alone=True)
+            self._start(sequence)
         if not sequence.wants_step or not sequence.num_to_compute:
             return []
-        count = min(sequence.num_to_compute, self.prefill_chunk_size)
-        self.cache.reserve(sequence.seat, sequence.num_computed + count)
-        return [self._row(sequence, count)]
+        row = self._row(sequence, self._chunk(sequence, self.prefill_chunk_size))
+        self.cache.reserve(sequence.seat, row.end)
+        return [row]
 
     def _row(self, sequence: Sequence, count: int) -> Scheduled:
         end = sequence.num_computed + count
         samples = end == sequence.num_tokens and sequence.num_left > 0
         return Scheduled(sequence, count, end, samples)
 
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens a row computes of those that are left."""
+        start = sequence.num_computed
+        end = start + min(sequence.num_to_compute, budget)
+        for place in sequence.checkpoints:
+            if start < place < end:
+                end = place
+        return self.cache.chunk_end(start, end) - start
+
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_batch_size:
-            sequence = self.waiting[0]
+        """First come, first served; who waits for another's prefix holds up nobody."""
+        for sequence in list(self.waiting):
             # A preempted row waits until the host knows its last token.
-            if sequence.num_pending or not (
-                self.cache.can_open(self._room(sequence)) or not self.running
-            ):
+            if len(self.running) >= self.max_batch_size or sequence.num_pending:
                 return
-            self._seat(sequence)
+            seated = self.seating.place(sequence, self.running, self._expected(sequence))
+            if seated:
+                self._start(sequence)
+            elif seated is False:
+                return
 
-    def _room(self, sequence: Sequence) -> int:
-        return sequence.num_tokens + min(sequence.num_left, HEADROOM)
+    def _expected(self, sequence: Sequence) -> int:
+        """Sequences of its size that can be seated now, itself included."""
+        places = self.max_batch_size - len(self.running)
+        cost = self.cache.cost(self.seating.room(sequence))
+        others = islice(self.waiting, LOOKAHEAD)
+        alike = (self.cache.cost(self.seating.room(other)) == cost for other in others)
+        return min(places, max(1, sum(alike)))
 
-    def _seat(self, sequence: Sequence) -> None:
-        sequence.seat = self.cache.open(self._room(sequence))
+    def _start(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
         sequence.status = Status.RUNNING
         self.running.append(sequence)
@@ -165,12 +192,12 @@ class Scheduler:
             return []
         budget = self.prefill_chunk_size
         oldest, others = prompts[0], sorted(prompts[1:], key=lambda s: s.num_to_compute)
-        shares = {oldest: min(oldest.num_to_compute, -(-budget // 2) if others else budget)}
+        shares = {oldest: self._chunk(oldest, -(-budget // 2) if others else budget)}
         budget -= shares[oldest]
         for sequence in others:
-            shares[sequence] = min(sequence.num_to_compute, budget)
+            shares[sequence] = self._chunk(sequence, budget)
             budget -= shares[sequence]
-        shares[oldest] += min(oldest.num_to_compute - shares[oldest], budget)
+        shares[oldest] = self._chunk(oldest, shares[oldest] + budget)
         rows = []
         for sequence, count in shares.items():
             if count and self._make_room(sequence, sequence.num_computed + count):
@@ -181,7 +208,8 @@ class Scheduler:
         """Reserve room, preempting the latest arrivals if it must; False if it went itself."""
         if sequence.seat is None:
             return False
-        while not self.cache.can_reserve(sequence.seat, num_tokens):
+        seat = sequence.seat
+        while not self.seating.make_room(lambda: self.cache.can_reserve(seat, num_tokens)):
             # The last one there is goes too: its old room and its new one would not
             # fit together, so it is computed again in a larger seat.
             last = max(self.running, key=lambda s: s.arrival)

@@ -63,7 +63,10 @@ class Sequence:
         num_failures: Failed steps it was in.
         num_prompt_logprobs, num_prompt_done: Prompt tokens whose log-probabilities,
             or whose computation, have been reported.
+        num_cached_tokens: Prompt tokens that were known when it was first seated.
         arrival: Order of admission; the last to come is preempted first.
+        follows: Whom it waits for, to go on from that sequence's first so many tokens.
+        checkpoints: Lengths at which it leaves its state to the prefix cache.
     """
 
     request: EngineRequest
@@ -78,6 +81,8 @@ class Sequence:
     num_prompt_logprobs: int = 0
     num_prompt_done: int = 0
     num_cached_tokens: int = 0
+    follows: tuple[Sequence, int] | None = None
+    checkpoints: set[int] = field(default_factory=set)
 
     def __post_init__(self, prompt: np.ndarray) -> None:
         self.tokens = TokenBuffer(prompt)

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 
 from mlx_server.cache.kv import KVCache
 from mlx_server.cache.plan import StepPlan
+from mlx_server.cache.storage import Quantization
 from mlx_server.models.base import Row, ServedModel
 from mlx_server.models.rope import Scaling, make_rope
 
@@ -245,9 +246,19 @@ class LlamaModel(ServedModel):
         module: With its weights loaded.
         context_length: Tokens that fit.
         bank: Its adapters; None serves the bare weights.
+        quantization: Of keys and values.
+
+    Raises:
+        ValueError: Its heads cannot be quantised so.
     """
 
-    def __init__(self, module: Model, context_length: int, bank: AdapterBank | None = None) -> None:
+    def __init__(
+        self,
+        module: Model,
+        context_length: int,
+        bank: AdapterBank | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
         args = module.args
         self.module = module
         self.bank = bank
@@ -261,7 +272,7 @@ class LlamaModel(ServedModel):
         # Never evaluated: only the dtype that keys have is of interest.
         key = first.self_attn.k_proj(first.input_layernorm(embedded))
         self.cache = KVCache(
-            args.num_hidden_layers, args.num_key_value_heads, args.head_dim, key.dtype
+            args.num_hidden_layers, args.num_key_value_heads, args.head_dim, key.dtype, quantization
         )
         self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 

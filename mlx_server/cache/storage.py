@@ -1,0 +1,141 @@
+"""How keys and values are stored, and attended to as they are stored: plain, or quantised.
+
+A storage turns new keys and values [rows, kv_heads, tokens, head_dim] into the arrays
+that a slab holds, each [rows, kv_heads, tokens, width]: tokens are always the third
+axis, so slots are cut, copied and written without knowing which storage they have.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Of keys and values.
+
+    Args:
+        bits: Of one number.
+        group_size: Neighbouring numbers of a head that share a scale and a bias.
+        start: Tokens that a sequence has before any of them are quantised.
+    """
+
+    bits: int
+    group_size: int = 64
+    start: int = 0
+
+
+class Storage(ABC):
+    """
+    Attributes:
+        widths: (last dimension, type) of each array that keys and values make together.
+    """
+
+    widths: list[tuple[int, mx.Dtype]]
+
+    @abstractmethod
+    def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        """The arrays to store."""
+
+    @abstractmethod
+    def attend(
+        self,
+        queries: mx.array,
+        stored: Sequence[mx.array],
+        scale: float,
+        mask: mx.array | str | None,
+    ) -> mx.array:
+        """Scaled dot-product attention.
+
+        Args:
+            queries: [rows, heads, tokens, head_dim].
+            stored: What `encode` made, [rows, kv_heads, columns, width] each.
+            mask: Boolean, [rows, 1, 1, columns] or [tokens, columns]; "causal", where
+                the last query sees all columns; None shows everything.
+
+        Returns:
+            As `queries`.
+        """
+
+    def bytes_per_token(self, num_kv_heads: int) -> int:
+        """Of one layer."""
+        return num_kv_heads * sum(width * dtype.size for width, dtype in self.widths)
+
+
+class Plain(Storage):
+    """Keys and values as the model computes them."""
+
+    def __init__(self, head_dim: int, dtype: mx.Dtype) -> None:
+        self.widths = [(head_dim, dtype)] * 2
+        # The CPU has no attention kernel: MLX multiplies head by head there, and the
+        # query heads of one key head are cheaper as rows of one product.
+        self._fold = mx.default_device() == mx.cpu
+
+    def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        return keys, values
+
+    def attend(
+        self,
+        queries: mx.array,
+        stored: Sequence[mx.array],
+        scale: float,
+        mask: mx.array | str | None,
+    ) -> mx.array:
+        keys, values = stored
+        shape = queries.shape
+        if self._fold and shape[2] == 1:
+            queries = queries.reshape(shape[0], keys.shape[1], -1, shape[3])
+        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        return out.reshape(shape)
+
+
+class Quantized(Storage):
+    """Keys and values in `bits` bits, scaled in groups along the head, as in mlx-lm.
+
+    Attention multiplies with them as they are; nothing is ever unpacked as a whole.
+    """
+
+    def __init__(self, head_dim: int, dtype: mx.Dtype, bits: int, group_size: int) -> None:
+        if head_dim % group_size:
+            raise ValueError(
+                f"heads of {head_dim} cannot be quantised in groups of {group_size}; "
+                f"--kv-group-size must divide {head_dim}"
+            )
+        self.bits, self.group_size = bits, group_size
+        packed = (head_dim * bits // 32, mx.uint32)
+        self.widths = [packed, (head_dim // group_size, dtype), (head_dim // group_size, dtype)] * 2
+
+    def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        return (
+            *mx.quantize(keys, group_size=self.group_size, bits=self.bits),
+            *mx.quantize(values, group_size=self.group_size, bits=self.bits),
+        )
+
+    def attend(
+        self,
+        queries: mx.array,
+        stored: Sequence[mx.array],
+        scale: float,
+        mask: mx.array | str | None,
+    ) -> mx.array:
+        shape, kv_heads, columns = queries.shape, stored[0].shape[1], stored[0].shape[2]
+        # The query heads of one key head become rows of one product.
+        queries = (queries * scale).reshape(shape[0], kv_heads, -1, shape[3])
+        scores = self._product(queries, stored[:3], transpose=True)
+        if mask is not None:
+            if isinstance(mask, str):
+                mask = mx.tri(shape[2], columns, columns - shape[2], dtype=mx.bool_)
+            by_head = scores.reshape(*shape[:3], columns)
+            lowest = mx.finfo(scores.dtype).min
+            scores = mx.where(mask, by_head, lowest).reshape(scores.shape)
+        scores = mx.softmax(scores, axis=-1, precise=True)
+        return self._product(scores, stored[3:], transpose=False).reshape(shape)
+
+    def _product(self, x: mx.array, quantized: Sequence[mx.array], *, transpose: bool) -> mx.array:
+        return mx.quantized_matmul(
+            x, *quantized, transpose=transpose, group_size=self.group_size, bits=self.bits
+        )
