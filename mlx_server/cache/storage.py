@@ -88,6 +88,7 @@ class Plain(Storage):
         keys, values = stored
         shape = queries.shape
         if self._fold and shape[2] == 1:
+            mask = None if isinstance(mask, str) else mask  # the only query sees everything
             queries = queries.reshape(shape[0], keys.shape[1], -1, shape[3])
         out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
         return out.reshape(shape)
