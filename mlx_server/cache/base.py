@@ -106,6 +106,10 @@ class Cache(ABC):
         """Whether growing the seat stays within `max_bytes`."""
         return self.nbytes + self.cost(num_tokens) - self.cost(seat.length) <= self.max_bytes
 
+    def can_keep(self, seat: Seat) -> bool:
+        """Whether keeping the seat stays within `max_bytes`."""
+        return True
+
     @property
     @abstractmethod
     def nbytes(self) -> int:

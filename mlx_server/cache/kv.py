@@ -212,6 +212,14 @@ class KVCache(Cache):
             return True
         return self.nbytes + self._bytes(storage, capacity) <= self.max_bytes
 
+    def can_keep(self, seat: Seat) -> bool:
+        assert isinstance(seat, KVSeat)
+        slab = seat.slab
+        if slab.num_live == 1:
+            return True  # where it is, or its slab goes
+        per_token = self.num_layers * slab.storage.bytes_per_token(self.num_kv_heads)
+        return self.nbytes + _copied(seat.length, slab) * per_token <= self.max_bytes
+
     @property
     def nbytes(self) -> int:
         return self._nbytes
@@ -290,7 +298,7 @@ class KVCache(Cache):
             leaving: The seat is about to leave its slab.
         """
         slab = seat.slab
-        end = min(-(-length // COPY_STEP) * COPY_STEP, slab.capacity)
+        end = _copied(length, slab)
         own = slice(seat.slot, seat.slot + 1)
         views = [[array[own, :, :end] for array in layer] for layer in slab.layers]
         if slab.kept or (leaving and len(slab.seats) == 1):
@@ -305,3 +313,8 @@ class KVCache(Cache):
         for layer, entries in zip(seat.slab.layers, state, strict=True):
             for array, entry in zip(layer, entries, strict=True):
                 array[own, :, :length] = entry[:, :, :length]
+
+
+def _copied(length: int, slab: Slab) -> int:
+    """Tokens that are copied for `length` of them."""
+    return min(-(-length // COPY_STEP) * COPY_STEP, slab.capacity)

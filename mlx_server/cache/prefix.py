@@ -130,6 +130,10 @@ class PrefixCache:
             self.cache.close(seat)
             return
         self._drop_covered_by(tokens, adapters, seat)
+        while not self.cache.can_keep(seat):
+            if not self.evict():
+                self.cache.close(seat)
+                return
         self.cache.keep(seat)
         entry = Prefix(tokens, adapters, seat)
         self._entries[entry] = None

@@ -133,13 +133,13 @@ class Scheduler:
         if sequence.seat is None:
             if sequence.num_pending:
                 return []
-            self.seating.open(sequence, alone=True)
+            while not self.seating.open(sequence, alone=not self.running):
+                self.preempt(max(self.running, key=lambda s: s.arrival))
             self._start(sequence)
         if not sequence.wants_step or not sequence.num_to_compute:
             return []
         row = self._row(sequence, self._chunk(sequence, self.prefill_chunk_size))
-        self.cache.reserve(sequence.seat, row.end)
-        return [row]
+        return [row] if self._make_room(sequence, row.end) else []
 
     def _row(self, sequence: Sequence, count: int) -> Scheduled:
         end = sequence.num_computed + count

@@ -1,0 +1,194 @@
+"""Thousands of random arrivals, aborts, failures, lengths and budgets against the invariants.
+
+The model under test remembers: its next token follows from the sum of all tokens that it
+finds stored in the row's seat. A slot that is leaked, shared, moved wrongly or taken from
+the prefix cache at the wrong length gives another token than the reference, which
+computes the same from a list.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+from models import Collected, make_engine, request
+
+from mlx_server.cache.kv import KVCache
+from mlx_server.core import EngineRequest, SamplingParams
+from mlx_server.engine.engine import Engine
+from mlx_server.engine.sequence import Status
+from mlx_server.models.base import Row, ServedModel
+
+VOCAB = 251
+
+
+def next_token(total: int, length: int) -> int:
+    return (31 * total + 7 * length) % VOCAB
+
+
+class Remembering(ServedModel):
+    """Stores each token in its seat, and counts what is stored there."""
+
+    def __init__(self) -> None:
+        self.cache = KVCache(1, 1, 2, mx.float32)
+        self.vocab_size = VOCAB
+        self.context_length = 4000
+        self.nbytes = 0
+        self.fails_at: int | None = None
+        self.num_calls = 0
+
+    def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:
+        self.num_calls += 1
+        if self.num_calls == self.fails_at:
+            raise RuntimeError("out of luck")
+        logits, at = [], 0
+        for row in rows:
+            seat, end = row.seat, row.seat.length + row.num_tokens
+            stored = seat.slab.layers[0][0]
+            new = tokens[at : at + row.num_tokens].astype(mx.float32)
+            stored[seat.slot, 0, seat.length : end, 0] = new
+            at += row.num_tokens
+            for length in range(end - row.num_logits + 1, end + 1):
+                total = stored[seat.slot, 0, :length, 0].sum().astype(mx.int64)
+                logits.append(mx.arange(VOCAB) == (31 * total + 7 * length) % VOCAB)
+            seat.length = end
+        if not logits:
+            return mx.zeros((0, VOCAB)), [new.sum()]
+        return mx.stack(logits).astype(mx.float32), []
+
+
+def expected(prompt: Sequence[int], count: int, eos: frozenset[int]) -> list[int]:
+    total, length, found = sum(prompt), len(prompt), []
+    while len(found) < count:
+        found.append(next_token(total, length))
+        total, length = total + found[-1], length + 1
+        if found[-1] in eos:
+            break
+    return found
+
+
+def check_invariants(engine: Engine, budget: float) -> None:
+    scheduler, cache, prefixes = engine.scheduler, engine.model.cache, engine.prefixes
+    # Every request's sequences are in one place each, and nobody else is.
+    known = [s for group in engine._requests.values() for s in group]
+    assert len(known) == len(set(known))
+    assert set(scheduler.running) | set(scheduler.waiting) == set(known)
+    assert len(scheduler.running) + len(scheduler.waiting) == len(known)
+    assert all(s.status is Status.RUNNING and s.seat for s in scheduler.running)
+    assert all(s.status is Status.WAITING and not s.seat for s in scheduler.waiting)
+    assert len(scheduler.running) <= scheduler.max_batch_size
+    # Every seat is a running sequence's or an entry's; every byte is a seat's or a free slot's.
+    seats = [s.seat for s in scheduler.running] + [e.seat for e in prefixes]
+    assert len(seats) == len(set(seats))
+    slabs = {seat.slab for seat in seats}
+    assert all(seat.slab.seats[seat.slot] is seat for seat in seats)
+    assert sum(slab.num_live for slab in slabs) == len(seats)
+    assert cache.nbytes == sum(slab.nbytes for slab in slabs) <= budget
+    assert {slab for pool in cache.slabs.values() for slab in pool} <= slabs
+    # The prefix cache is within its bounds, and each entry is what it says.
+    assert prefixes.nbytes == sum(cache.held(e.seat) for e in prefixes) <= prefixes.max_bytes
+    assert len(prefixes) <= prefixes.max_entries
+    assert all(len(e.tokens) == e.seat.length for e in prefixes)
+
+
+class Watch:
+    """One step: decode rows ran, and prompts kept to the budget."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        running = engine.scheduler.running
+        self.seats = {s: (s.seat, s.num_computed) for s in running}
+        self.decoding = [s for s in running if s.num_to_compute == 1 and s.wants_step]
+        # Who may have broken a step runs alone for a while.
+        self.alone = bool(engine.scheduler.suspects)
+
+    def check(self) -> None:
+        done = {
+            s: s.num_computed - before
+            for s, (seat, before) in self.seats.items()
+            if s.seat is seat and s.status is Status.RUNNING
+        }
+        assert sum(n for n in done.values() if n > 1) <= self.engine.scheduler.prefill_chunk_size
+        if not self.alone and not self.engine.scheduler.suspects:
+            assert all(done[s] == 1 for s in self.decoding if s in done)
+
+
+class Driver:
+    """Random requests over a few shared prefixes, and what must come of them."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.shared = [self.tokens(n) for n in (40, 90, 300, 700)]
+        self.requests: dict[str, EngineRequest] = {}
+        self.aborted: set[tuple[str, int | None]] = set()
+
+    def tokens(self, count: int) -> list[int]:
+        return [self.rng.randrange(VOCAB) for _ in range(count)]
+
+    def request(self, number: int) -> EngineRequest:
+        rng = self.rng
+        start = rng.choice([[], *self.shared])
+        prompt = start[: rng.choice([len(start), rng.randint(0, len(start))])]
+        prompt = prompt + self.tokens(rng.choice([1, 3, 30, 200]))
+        if self.requests and rng.random() < 0.3:  # the next turn of another
+            last = rng.choice(list(self.requests.values()))
+            prompt = [*last.token_ids, *self.reply(last), *self.tokens(rng.randint(0, 9))]
+            prompt = prompt[:1200]
+        eos = frozenset(self.tokens(3)) if rng.random() < 0.5 else frozenset()
+        count = rng.choice([0, 1, 2, 20, 90])
+        r = request(f"r{number}", prompt, rng.choice([1, 1, 1, 3]), eos, max_tokens=count)
+        if rng.random() < 0.1:
+            r = replace(r, params=SamplingParams(0, max_tokens=count, prompt_logprobs=1, seed=0))
+        self.requests[r.id] = r
+        return r
+
+    def reply(self, r: EngineRequest) -> list[int]:
+        return expected(r.token_ids, r.params.max_tokens, r.eos_token_ids)
+
+    def check(self, found: Collected) -> None:
+        for name, r in self.requests.items():
+            if name in found.errors:
+                continue
+            for i in range(r.n):
+                if (name, i) in self.aborted or (name, None) in self.aborted:
+                    continue
+                assert found.tokens(name, i) == self.reply(r)
+                assert found.reason(name, i) in ("stop", "length")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nothing_is_lost_leaked_or_mixed_up(seed: int) -> None:
+    driver, model = Driver(seed), Remembering()
+    rng, found = driver.rng, Collected()
+    chunk, batch = rng.choice([8, 64, 512]), rng.choice([1, 3, 8, 20])
+    budget = model.cache.cost(2000) * rng.choice([1, 1.5, 4, 30])
+    prefix_bytes = rng.choice([None, None, budget // 2, 0])
+    engine = make_engine(model, batch, chunk, int(budget), prefix_bytes)
+    engine.prefixes.max_entries = rng.choice([2, 10, 1000])
+    for number in range(600):
+        if rng.random() < (0.5 if number % 200 < 120 else 0.1):
+            engine.add(driver.request(number))
+        if engine._requests and rng.random() < 0.06:
+            name = rng.choice(list(engine._requests))
+            index = rng.choice([None, 0])
+            driver.aborted.add((name, index))
+            engine.abort(name, index)
+            check_invariants(engine, budget)
+        if rng.random() < 0.01 and not engine.scheduler.suspects:
+            model.fails_at = model.num_calls + 1
+        watch = Watch(engine)
+        found.take(engine.step())
+        watch.check()
+        check_invariants(engine, budget)
+    for _ in range(50_000):
+        if not engine.busy:
+            break
+        found.take(engine.step())
+    check_invariants(engine, budget)
+    assert not engine._requests and not found.errors
+    driver.check(found)
+    engine.drop_all()
+    assert model.cache.nbytes == 0
