@@ -106,6 +106,26 @@ def test_rows_of_many_lengths_hold_near_the_sum_of_their_lengths() -> None:
     assert cache.nbytes < 2 * sum(lengths) * cache.cost(256) / 256
 
 
+def test_short_and_long_rows_that_run_together_hold_less_than_twice_their_lengths() -> None:
+    config = CONFIG | {"num_hidden_layers": 1, "max_position_embeddings": 10_000}
+    _, model = make_pair(config)
+    engine, cache = make_engine(model, chunk=2048), model.cache
+    per_token = cache.cost(256) / 256
+    prompts = random_prompts([300, 8000, 310, 320, 330])
+    for i, prompt in enumerate(prompts):
+        engine.add(request(f"r{i}", prompt, max_tokens=200))
+        for _ in range(20):
+            engine.step()
+            lengths = sum(s.num_tokens for s in engine.scheduler.running)
+            assert cache.nbytes < 2 * lengths * per_token
+    assert engine.num_running == 5
+    # The long row's end leaves the others where they are, and frees what it held.
+    engine.abort("r1")
+    lengths = sum(s.num_tokens for s in engine.scheduler.running)
+    assert cache.nbytes < 2 * lengths * per_token
+    engine.drop_all()
+
+
 def test_leaving_moves_nobody() -> None:
     cache = make_cache()
     seats = [cache.open(100) for _ in range(40)]
@@ -165,6 +185,47 @@ def test_growing_copies_the_row_and_only_the_row() -> None:
         keys, values = (np.array(array[seat.slot, :, :10]) for array in seat.slab.layers[layer])
         np.testing.assert_array_equal(keys, stored[layer])
         np.testing.assert_array_equal(values, -stored[layer])
+
+
+def test_rows_that_are_known_to_come_share_a_slab() -> None:
+    cache = make_cache()
+    seats = [cache.open(100, expected=6 - i) for i in range(6)]
+    assert len({seat.slab for seat in seats}) == 1
+    assert cache.nbytes == 6 * cache.cost(100)
+
+
+def test_a_fork_is_a_copy_and_leaves_its_source_alone() -> None:
+    cache = make_cache()
+    source, neighbour = cache.open(300, 2), cache.open(300)
+    fill(source, 200, 5)
+    fill(neighbour, 250, 6)
+    new = cache.fork(source, 150, 600)
+    assert new.length == 150 and new.slab.capacity == 768
+    check_filled(new, 5)
+    fill(new, 160, 7)
+    check_filled(source, 5)
+    check_filled(neighbour, 6)
+
+
+@pytest.mark.parametrize("room", [300, 8000])
+def test_what_is_kept_holds_its_tokens_and_no_more(room: int) -> None:
+    cache = make_cache()
+    seat, neighbour = cache.open(room, 2), cache.open(room)
+    fill(seat, room - 10, 5)
+    place = seat.slab
+    cache.keep(seat)
+    # Copied out of a slab that rows share, left where it is in one of its own.
+    assert (seat.slab is place) == (room == 8000)
+    assert cache.held(seat) <= cache.cost(room)
+    check_filled(seat, 5)
+    cache.close(neighbour)
+    cache.reserve(seat, room + 500)
+    fork = cache.fork(seat, 70, 100)
+    check_filled(seat, 5)
+    check_filled(fork, 5)
+    cache.close(fork)
+    cache.close(seat)
+    assert cache.nbytes == 0
 
 
 def test_a_budget_limits_new_slabs_but_not_free_slots() -> None:

@@ -18,12 +18,18 @@ MEMORY_SHARE = 0.7
 """Share of the memory beside the weights that keys and values may take."""
 
 
+SPARE_SHARE = 1 / 32
+"""Share of the memory that freed buffers may keep for new arrays. MLX sets no bound: slabs
+and prompt chunks of ever other sizes would pile up."""
+
+
 def prepare() -> None:
     """Called once, on the engine thread."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     limit = mx.device_info().get("max_recommended_working_set_size")
     if limit is not None and mx.metal.is_available():
         mx.set_wired_limit(limit)
+    mx.set_cache_limit(max(int(_total_memory() * SPARE_SHARE), 2**28))
     _check_compiler()
 
 
@@ -31,6 +37,15 @@ def release() -> None:
     """Called last on the engine thread: a stream that outlives its thread can abort the process."""
     mx.synchronize()
     mx.clear_streams()
+
+
+def memory() -> dict[str, int]:
+    """Bytes that arrays hold now, held at most, and that are kept for new ones."""
+    return {
+        "active_memory": mx.get_active_memory(),
+        "peak_memory": mx.get_peak_memory(),
+        "cache_memory": mx.get_cache_memory(),
+    }
 
 
 def _check_compiler() -> None:
@@ -44,9 +59,14 @@ def _check_compiler() -> None:
 
 def kv_budget(model_bytes: int) -> int:
     """Bytes for keys and values when the user names no number."""
+    return max(int((_total_memory() - model_bytes) * MEMORY_SHARE), 256 * 2**20)
+
+
+def _total_memory() -> int:
+    """Bytes that the device lets one process use."""
     info = mx.device_info()
     keys = ("max_recommended_working_set_size", "total_memory", "memory_size")
     total = next((info[key] for key in keys if info.get(key)), None)
     if total is None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(int((total - model_bytes) * MEMORY_SHARE), 256 * 2**20)
+    return total
