@@ -7,10 +7,9 @@ port answers before the model is loaded.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from mlx_server.config import Config, default_text, flag_name
 from mlx_server.errors import ModelLoadError
 
 if TYPE_CHECKING:
+    from mlx_server.engine.worker import Worker
     from mlx_server.pool import Entry
     from mlx_server.server.http import HttpServer
 
@@ -30,6 +30,8 @@ log = logging.getLogger("mlx_server")
 
 GRACE = 5.0
 """Seconds that running requests get to finish after Ctrl-C or SIGTERM."""
+
+_FAILED = 0  # no signal has this number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,17 +134,13 @@ def serve(config: Config) -> int:
     except OSError as error:
         print(f"mlx_server: {describe_bind_error(config, error)}", file=sys.stderr)
         return 1
-    # Not an Event: a signal that comes while the main thread holds its lock would block for
-    # ever in set(), whereas put() may be interrupted by itself.
-    stopping: queue.SimpleQueue[None] = queue.SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.put(None))
+    news, post = _open_news()
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     announce(server, config)
     worker.start()
-    loading = _Loading(pool.load_default, stopping)
+    loading = _Loading(pool.load_default, post)
     loading.start()
-    _wait(stopping)
+    _wait(news, worker)
     if loading.error is None:
         log.info("stopping")
     elif isinstance(loading.error, ModelLoadError):
@@ -156,20 +154,47 @@ def serve(config: Config) -> int:
     return code
 
 
-def _wait(stopping: queue.SimpleQueue[None]) -> None:
-    """In short turns, because signals reach the main thread only between them."""
+def _open_news() -> tuple[int, int]:
+    """A pipe with a byte for whatever the main thread waits for: a signal's number, or _FAILED.
+
+    Python's own C handler writes the numbers, at once, in whichever thread the system chose;
+    no lock is involved, and nobody looks from time to time.
+    """
+    news, post = os.pipe()
+    os.set_blocking(post, False)  # full: enough is on its way
+    signal.set_wakeup_fd(post, warn_on_full_buffer=False)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
+    return news, post
+
+
+def _wait(news: int, worker: Worker) -> None:
+    """Until it is time to stop. SIGUSR1 has the numbers logged."""
+    stats = getattr(signal, "SIGUSR1", None)
     while True:
-        with contextlib.suppress(queue.Empty):
-            return stopping.get(timeout=0.5)
+        for number in os.read(news, 64):
+            if number in (_FAILED, signal.SIGINT, signal.SIGTERM):
+                return
+            if number == stats:
+                _log_stats(worker)
+
+
+def _log_stats(worker: Worker) -> None:
+    try:
+        log.info("stats %s", json.dumps(worker.stats()))
+    # Read while the engine runs, they may change on the way; that must end nothing.
+    except Exception:
+        log.exception("the numbers could not be read")
 
 
 class _Loading(threading.Thread):
     """Loads the default model beside the running server; a failure stops it."""
 
-    def __init__(self, load: Callable[[], Entry], stopping: queue.SimpleQueue[None]) -> None:
+    def __init__(self, load: Callable[[], Entry], post: int) -> None:
         super().__init__(name="loading", daemon=True)
         self.load = load
-        self.stopping = stopping
+        self.post = post
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -179,7 +204,7 @@ class _Loading(threading.Thread):
             if not isinstance(error, ModelLoadError):
                 log.exception("the model could not be loaded")
             self.error = error
-            self.stopping.put(None)
+            os.write(self.post, bytes([_FAILED]))
             return
         info = entry.info
         log.info(

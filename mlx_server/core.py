@@ -238,6 +238,11 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Lull:
+    """Nothing more has come yet. Only where whoever iterates asked to be told of news."""
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A piece of the reply. `tokens` only where log-probabilities were asked for."""
 
@@ -263,7 +268,7 @@ class Done:
     usage: Usage
 
 
-Delta = Started | Progress | Heartbeat | Text | Finished | Done
+Delta = Started | Progress | Heartbeat | Lull | Text | Finished | Done
 
 
 # ---------------------------------------------------------------- between llm.py and the engine

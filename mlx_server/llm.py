@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from mlx_server.core import (
     Finished,
     GenerationRequest,
     Heartbeat,
+    Lull,
     Progress,
     Prompt,
     SamplingParams,
@@ -34,7 +35,7 @@ from mlx_server.core import (
     Usage,
 )
 from mlx_server.engine.engine import no_room
-from mlx_server.engine.worker import Outbox, Worker
+from mlx_server.engine.worker import Worker
 from mlx_server.errors import ContextLengthExceeded, DeadlineExceeded, RequestError, ServerError
 from mlx_server.text.output import Choice
 from mlx_server.text.tokenizer import Tokenizer
@@ -145,10 +146,23 @@ class LLM:
         return replace(params, max_tokens=limit)
 
 
+class Outbox(queue.SimpleQueue[StepOutput]):
+    """The steps' outputs for one request. `listener` is called behind each of them."""
+
+    listener: Callable[[], None] | None = None
+
+    def put(self, item: StepOutput) -> None:
+        super().put(item)
+        if self.listener is not None:
+            self.listener()
+
+
 class Generation:
     """A running request: iterate for its deltas; `cancel()` from any thread.
 
-    Iterating raises the request's own ServerError where one ends it.
+    Iterating raises the request's own ServerError where one ends it. It waits for
+    the engine; after `listen()` it gives a Lull instead, and the listener tells
+    when to go on.
     """
 
     def __init__(
@@ -160,7 +174,8 @@ class Generation:
         self._llm = llm
         self._requests = requests
         self._closed = False
-        self._outbox: Outbox = queue.SimpleQueue()
+        self._outbox = Outbox()
+        self._last_shown = 0.0
         timeout = request.timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._choices = {
@@ -169,6 +184,17 @@ class Generation:
             for i in range(request.n)
         }
         llm.worker.submit(llm.name, requests, self._outbox)
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called when there is more, from any thread; None: wait again."""
+        self._outbox.listener = listener
+
+    def patience(self) -> float:
+        """Seconds until there is something to say though nothing comes."""
+        until = self._last_shown + HEARTBEAT
+        if self._deadline is not None:
+            until = min(until, self._deadline)
+        return until - time.monotonic()
 
     def cancel(self) -> None:
         """Stop generating and end the iteration; harmless when it has ended already."""
@@ -186,12 +212,11 @@ class Generation:
         try:
             yield Started(Usage(prompt_tokens=prompts))
             left = len(self._choices)
-            last_shown = time.monotonic()
+            self._last_shown = time.monotonic()
             while left:
-                step = self._next(last_shown + HEARTBEAT)
-                if step is None:
-                    last_shown = time.monotonic()
-                    yield Heartbeat()
+                step = self._next()
+                if not isinstance(step, StepOutput):
+                    yield step
                     continue
                 if step.error is not None:
                     raise step.error
@@ -199,26 +224,28 @@ class Generation:
                     for delta in self._feed(output):
                         left -= isinstance(delta, Finished)
                         if not isinstance(delta, Progress):  # most clients see nothing of it
-                            last_shown = time.monotonic()
+                            self._last_shown = time.monotonic()
                         yield delta
             yield Done(self._usage())
         finally:
             if not self._closed:
                 self._close()
 
-    def _next(self, until: float) -> StepOutput | None:
-        """What comes next; None at that time. Raises DeadlineExceeded."""
-        if self._deadline is not None:
-            until = min(until, self._deadline)
-        wait = until - time.monotonic()
+    def _next(self) -> StepOutput | Heartbeat | Lull:
+        """What comes next. Raises DeadlineExceeded."""
+        wait = self.patience()
         if wait > 0:
+            listening = self._outbox.listener is not None
             try:
-                return self._outbox.get(timeout=wait)
+                return self._outbox.get(block=not listening, timeout=wait)
             except queue.Empty:
-                pass
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+                if listening:
+                    return Lull()
+        now = time.monotonic()
+        if self._deadline is not None and now >= self._deadline:
             raise DeadlineExceeded("The request ran out of the time it was given.")
-        return None
+        self._last_shown = now
+        return Heartbeat()
 
     def _feed(self, output: TokenOutput) -> Iterator[Delta]:
         choice = self._choices[output.request_id, output.index]

@@ -11,6 +11,7 @@ from api_fakes import FakePool, call, reply_body, reply_events, token, whole_run
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from mlx_server.api.base import to_json
 from mlx_server.core import Delta, Text
 from mlx_server.errors import RequestError
 
@@ -114,3 +115,26 @@ def test_the_official_types_take_legacy_replies() -> None:
 def test_the_official_types_take_models() -> None:
     for body in call(FakePool(), "GET", "/v1/models").body["data"]:
         assert Model.model_validate(body, strict=True).object == "model"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("model", ["m", 'a "text" \\', "größe 😀"])
+def test_a_chunk_written_as_text_is_what_json_makes_of_it(path: str, model: str) -> None:
+    texts = ["Hel", '"text"', "\n\t\\\x00", "größer 😀", "\ud83d", '"}]}']
+    deltas = whole_run(
+        {i: [Text(i, text) for text in texts] for i in range(2)}, {0: "stop", 1: "stop"}
+    )
+    body = {**(HI if path == CHAT else {"prompt": "hi"}), "n": 2, "model": model, "stream": True}
+    events = list(call(FakePool(deltas), "POST", path, body).events)
+    written = [event for event in events if isinstance(event, str) and event != "[DONE]"]
+    chunks = [json.loads(event) for event in written]
+    assert [to_json(chunk) for chunk in chunks] == written
+    choices = [chunk["choices"][0] for chunk in chunks]
+    shown = [c["delta"]["content"] if path == CHAT else c["text"] for c in choices]
+    assert [(c["index"], text) for c, text in zip(choices, shown, strict=True)] == [
+        (i, text) for i in range(2) for text in texts
+    ]
+    plain = next(e for e in events if isinstance(e, dict) and e["choices"][0]["finish_reason"])
+    assert all(list(chunk) == list(plain) for chunk in chunks)
+    assert all(list(c) == list(plain["choices"][0]) for c in choices)
+    assert {chunk["model"] for chunk in chunks} == {model}

@@ -20,6 +20,13 @@ from mlx_server.cli import read_config
 from mlx_server.config import Config
 
 COMMAND = [sys.executable, "-m", "mlx_server"]
+HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "pydantic", "jinja2")
+
+
+def output_of(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def free_port() -> int:
@@ -145,13 +152,25 @@ def test_help_names_every_flag_and_imports_no_model_code() -> None:
         "import sys, contextlib\n"
         "from mlx_server.cli import main\n"
         "with contextlib.suppress(SystemExit): main(['--help'])\n"
-        "print([m for m in ('mlx', 'transformers', 'pydantic', 'numpy') if m in sys.modules])"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    shown = output_of(code)
     assert shown.rstrip().endswith("[]")
     assert "--strict-model-names" in shown and "--max-kv-bytes" in shown
+
+
+def test_the_port_is_open_before_the_slowest_imports_begin() -> None:
+    code = (
+        "import os, socket, sys\n"
+        "from mlx_server import cli\n"
+        "def announce(server, config):\n"
+        "    socket.create_connection(('127.0.0.1', server.port)).close()\n"
+        "    print([m for m in ('mlx_lm', 'transformers') if m in sys.modules], flush=True)\n"
+        "    os._exit(0)\n"
+        "cli.announce = announce\n"
+        "cli.main(['--port', '0'])"
+    )
+    assert output_of(code).rstrip() == "[]"
 
 
 def test_a_model_that_cannot_be_found_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -192,6 +211,28 @@ def test_many_signals_at_once_end_it_all_the_same(stories: Path) -> None:
         wait_until_ready(url)
         for _ in range(300):
             process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 here")
+def test_a_signal_has_the_numbers_logged() -> None:
+    def stats_of(process: subprocess.Popen) -> dict[str, int]:
+        process.send_signal(signal.SIGUSR1)
+        line = next(line for line in process.stderr if " INFO stats " in line)
+        return json.loads(line.partition(" stats ")[2])
+
+    with running() as (process, url):
+        next(line for line in process.stderr if "listening" in line)
+        assert stats_of(process)["peak_memory"] >= 0  # whether there is a model yet or not
+        wait_until_ready(url)
+        before = stats_of(process)
+        body = {"prompt": "Hello", "max_tokens": 5, "ignore_eos": True}
+        usage = requests.post(url + "/v1/completions", json=body).json()["usage"]
+        after = stats_of(process)
+        assert after["generated_tokens"] - before["generated_tokens"] >= usage["completion_tokens"]
+        assert (after["running"], after["waiting"]) == (0, 0)
+        assert after["active_memory"] > 0
+        process.terminate()
         assert process.wait(20) == 0
 
 

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 import pytest
 import requests
 
-from mlx_server.api.base import Dialect, HttpRequest, Json, JsonReply, Route, StreamReply
+from mlx_server.api.base import (
+    Dialect,
+    HttpRequest,
+    Json,
+    JsonReply,
+    Route,
+    StreamReply,
+    to_json,
+)
 from mlx_server.config import Config
 from mlx_server.core import GenerationRequest, ModelCard
 from mlx_server.errors import RequestError, ServerError, Unavailable
@@ -248,9 +256,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(**settings: object) -> Iterator[Running]:
+def serving(dialect: Dialect | None = None, **settings: object) -> Iterator[Running]:
     pool = FakePool()
-    server = HttpServer(Config(port=0, **settings), [FakeDialect()], pool)
+    server = HttpServer(Config(port=0, **settings), [dialect or FakeDialect()], pool)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     running = Running(server, pool)
@@ -517,6 +525,13 @@ def test_each_event_is_one_http_chunk(client: Client) -> None:
         assert answer.headers["cache-control"] == "no-cache"
         assert answer.headers["x-accel-buffering"] == "no"
         assert answer.chunks == EVENTS
+
+
+def test_half_a_surrogate_pair_is_sent_as_its_escape() -> None:
+    value = {"text": "é\ud83d"}
+    expected = 'data: {"text":"é\\ud83d"}\n\n'.encode()
+    assert wire.encode_event(value) == wire.encode_event(to_json(value)) == expected
+    assert json.loads(expected[6:]) == value
 
 
 def test_a_keep_alive_is_a_comment_of_one_line() -> None:

@@ -13,8 +13,10 @@ import pytest
 from models import make_engine, make_pair, random_prompts, request
 
 from mlx_server.core import (
+    Delta,
     GenerationRequest,
     Heartbeat,
+    Lull,
     Progress,
     StepOutput,
     Text,
@@ -23,6 +25,7 @@ from mlx_server.core import (
 )
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
+from mlx_server.llm import Generation
 
 
 @pytest.fixture
@@ -151,6 +154,30 @@ def test_cancelling_from_another_thread_ends_the_iteration(open_pool, stories: P
     assert isinstance(seen[-1], ServerError)
 
 
+def test_one_that_listens_gets_what_one_that_waits_gets(open_pool, stories: Path) -> None:
+    pool = open_pool(model=str(stories / "stories260k"))
+    options = {"ignore_eos": True, "max_tokens": 20, "temperature": 0.0}
+
+    def generation() -> Generation:
+        return pool.generate(GenerationRequest("l", None, (TextPrompt("Once"),), options, n=2))
+
+    def texts(deltas: list[Delta]) -> list[Text]:
+        return sorted((d for d in deltas if isinstance(d, Text)), key=lambda d: d.index)
+
+    waited = list(generation())
+    news: queue.SimpleQueue[None] = queue.SimpleQueue()
+    listening = generation()
+    listening.listen(lambda: news.put(None))
+    heard = []
+    for delta in listening:
+        if isinstance(delta, Lull):
+            news.get(timeout=20)
+        else:
+            heard.append(delta)
+    assert texts(heard) == texts(waited)
+    assert heard[-1].usage.completion_tokens == waited[-1].usage.completion_tokens
+
+
 def test_a_long_prefill_does_not_keep_a_client_in_silence(
     open_pool, stories: Path, monkeypatch
 ) -> None:
@@ -188,6 +215,22 @@ def test_a_burst_fills_the_free_places_before_the_queue() -> None:
     worker.call(lambda engines: None)
     outboxes = [submit(worker, f"r{i}", max_tokens=3) for i in range(20)]
     assert all(last(outbox).outputs for outbox in outboxes)
+    worker.stop()
+
+
+def test_the_numbers_are_sums_over_the_engines() -> None:
+    worker = Worker(max_waiting=4)
+    memory = {"active_memory", "peak_memory", "cache_memory"}
+    assert worker.stats().keys() == memory
+    worker.start()
+    for name in ("a", "b"):
+        worker.call(lambda engines, n=name: engines.__setitem__(n, make_engine(make_pair()[1])))
+        outbox: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+        worker.submit(name, [request(name, random_prompts([5])[0], max_tokens=3)], outbox)
+        last(outbox)
+    stats = worker.stats()
+    assert memory < stats.keys()
+    assert (stats["running"], stats["waiting"], stats["generated_tokens"]) == (0, 0, 6)
     worker.stop()
 
 

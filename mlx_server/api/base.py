@@ -16,14 +16,17 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from mlx_server.core import Delta, GenerationRequest, Heartbeat, ModelCard
+from mlx_server.core import Delta, GenerationRequest, Heartbeat, Lull, ModelCard
 from mlx_server.errors import RequestError, ServerError
 
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""How JSON is written wherever it is."""
 
 
 # ---------------------------------------------------------------- what a dialect is handed
@@ -35,6 +38,19 @@ class Generation(Protocol):
     def __iter__(self) -> Iterator[Delta]: ...
 
     def cancel(self) -> None: ...
+
+
+@runtime_checkable
+class Listenable(Protocol):
+    """A generation that need not be waited for: it gives a Lull and tells of news."""
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called when there is more, from any thread; None: wait again."""
+        ...
+
+    def patience(self) -> float:
+        """Seconds until there is something to say though nothing comes."""
+        ...
 
 
 class Pool(Protocol):
@@ -107,11 +123,17 @@ class JsonReply:
 
 @dataclass(frozen=True, slots=True)
 class StreamReply:
-    """Server-sent events. Each item is one event's payload (a JSON value or a
-    plain string such as "[DONE]"), or None for a keep-alive comment."""
+    """Server-sent events. Each item is one event's payload (a JSON value, or a string
+    that is sent as it is: "[DONE]", or JSON already), or None for a keep-alive comment.
 
-    events: Iterator[Json | str | None]
+    Args:
+        source: Where the events come from, if it can tell of news. While somebody
+            listens to it, an item may be a Lull: there is nothing more yet.
+    """
+
+    events: Iterator[Json | str | Lull | None]
     headers: Mapping[str, str] = field(default_factory=dict)
+    source: Listenable | None = None
 
 
 Reply = JsonReply | StreamReply
@@ -163,14 +185,19 @@ class Dialect(ABC):
         generation = pool.generate(request)
         http.on_disconnect(generation.cancel)
         if request.stream:
-            return StreamReply(self._events(generation, formatter))
+            source = generation if isinstance(generation, Listenable) else None
+            return StreamReply(self._events(generation, formatter), source=source)
         return JsonReply(formatter.collect(generation))
 
-    def _events(self, generation: Generation, formatter: Formatter) -> Iterator[Json | str | None]:
+    def _events(
+        self, generation: Generation, formatter: Formatter
+    ) -> Iterator[Json | str | Lull | None]:
         try:
             for delta in generation:
                 if isinstance(delta, Heartbeat):
                     yield None
+                elif isinstance(delta, Lull):
+                    yield delta
                 else:
                     yield from formatter.delta(delta)
             yield from formatter.finish()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_server import __version__
-from mlx_server.api.base import Dialect, Formatter, Json, Pool
+from mlx_server.api.base import Dialect, Formatter, Json, Pool, to_json
 from mlx_server.core import Delta, Done, Finished, GenerationRequest, Started, Text, Usage
 from mlx_server.errors import ServerError
 
@@ -108,6 +108,7 @@ class OpenAIFormatter(Formatter):
         self._num_choices = len(request.prompts) * request.n
         self._include_usage = request.format.include_usage
         self._logprobs = self.logprobs_renderer(request.format.logprobs)
+        self._frames: dict[int, tuple[str, str]] = {}
         self._head = {
             "id": request.id,
             "object": self.chunk_object,
@@ -134,11 +135,12 @@ class OpenAIFormatter(Formatter):
 
     def delta(self, delta: Delta) -> Iterable[Json | str]:
         if isinstance(delta, Text):
-            if delta.text or delta.tokens:
+            if self._logprobs is not None and (delta.text or delta.tokens):
                 choice = self.piece(delta.index, delta.text)
-                if self._logprobs is not None:
-                    choice["logprobs"] = self._logprobs(delta)
+                choice["logprobs"] = self._logprobs(delta)
                 yield self._chunk(choice)
+            elif delta.text:
+                yield self._text_chunk(delta.index, delta.text)
         elif isinstance(delta, Started):
             openings = (self.opening(index) for index in range(self._num_choices))
             yield from (self._chunk(choice) for choice in openings if choice is not None)
@@ -181,6 +183,15 @@ class OpenAIFormatter(Formatter):
 
     def _chunk(self, choice: Json) -> Json:
         return {**self._head, "choices": [choice]}
+
+    def _text_chunk(self, index: int, text: str) -> str:
+        """A chunk as JSON. There is one for each token, and only the text differs."""
+        if index not in self._frames:
+            chunk = to_json(self._chunk(self.piece(index, "text")))
+            before, _, after = chunk.rpartition('"text"')
+            self._frames[index] = before, after
+        before, after = self._frames[index]
+        return f"{before}{to_json(text)}{after}"
 
 
 def usage_body(usage: Usage) -> Json:

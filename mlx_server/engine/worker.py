@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -98,6 +99,13 @@ class Worker:
         return self._stopped
 
     # ------------------------------------------------------------ from any thread
+
+    def stats(self) -> dict[str, int]:
+        """What the engines count, summed over them, and what the device's memory holds."""
+        total: Counter[str] = Counter()
+        for engine in list(self._engines.values()):
+            total.update(engine.stats())
+        return {**total, **device.memory()}
 
     def submit(self, engine: str, requests: Sequence[EngineRequest], outbox: Outbox) -> None:
         """Queue requests that belong together, all or none; their outputs arrive in the outbox.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from mlx_server.api.base import HttpRequest, JsonReply, Reply, StreamReply
+from mlx_server.core import Lull
 from mlx_server.errors import (
     AuthenticationError,
     MethodNotAllowed,
@@ -25,6 +26,7 @@ from mlx_server.errors import (
     ServerError,
 )
 from mlx_server.server import wire
+from mlx_server.server.pump import Flow
 from mlx_server.server.router import decode
 from mlx_server.server.security import OPEN_PATHS, check_key
 from mlx_server.server.watcher import Presence
@@ -225,18 +227,38 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             presence.lose()  # nobody waits for the events, so nothing need make them
             return
-        for event in self._events(reply):
-            if presence.lost:
-                raise Disconnected
-            self._send(wire.encode_chunk(event) if chunked else event)
-        if chunked:
-            self._send(wire.LAST_CHUNK)
+        pieces = self._pieces(reply, chunked)
+        if reply.source is None:
+            for piece in pieces:
+                if presence.lost:
+                    raise Disconnected
+                self._send(piece)
+        else:
+            self._send_by_pump(Flow(self.connection, presence, pieces, reply.source))
 
-    def _events(self, reply: StreamReply) -> Iterator[bytes]:
+    def _send_by_pump(self, flow: Flow) -> None:
+        try:
+            while not flow.over:
+                self.server.pump.carry(flow)
+                if flow.unsent:
+                    self._send(flow.unsent)
+        finally:
+            self.bytes_sent += flow.bytes_sent
+
+    def _pieces(self, reply: StreamReply, chunked: bool) -> Iterator[bytes | Lull]:
+        """What is sent of a stream, event by event."""
+        for event in self._events(reply):
+            if chunked and not isinstance(event, Lull):
+                event = wire.encode_chunk(event)
+            yield event
+        if chunked:
+            yield wire.LAST_CHUNK
+
+    def _events(self, reply: StreamReply) -> Iterator[bytes | Lull]:
         """The reply's events, encoded; whatever it raises becomes the last one."""
         try:
             for payload in reply.events:
-                yield wire.encode_event(payload)
+                yield payload if isinstance(payload, Lull) else wire.encode_event(payload)
         except ServerError as error:
             yield wire.encode_event(self.dialect.error(error))
         except Exception:
@@ -256,6 +278,6 @@ class Handler(BaseHTTPRequestHandler):
         common = {"Server": "mlx_server", "Date": self.date_time_string()}
         return wire.reply_head("HTTP/1.1", status, {**common, **connection, **self.cors, **headers})
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         wire.send(self.connection, data, self.timeout)
         self.bytes_sent += len(data)

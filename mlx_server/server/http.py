@@ -23,6 +23,7 @@ from mlx_server.config import Config
 from mlx_server.errors import Unavailable
 from mlx_server.server import wire
 from mlx_server.server.handler import Handler
+from mlx_server.server.pump import Pump
 from mlx_server.server.router import Router
 from mlx_server.server.security import Cors
 from mlx_server.server.watcher import DisconnectWatcher, Presence
@@ -65,6 +66,7 @@ class HttpServer(ThreadingHTTPServer):
         self.address_family, _, _, _, address = min(found, key=lambda f: f[0] != socket.AF_INET)
         super().__init__(address, Handler)
         self.watcher = DisconnectWatcher()
+        self.pump = Pump()
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -130,6 +132,7 @@ class HttpServer(ThreadingHTTPServer):
             presence.lose()
         with self._state:  # the cut ones notice at once, unless something is stuck
             self._state.wait_for(lambda: not self._open, 1.0)
+        self.pump.stop()
         self.watcher.stop()
 
     # ---- connections

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import socket
 import time
@@ -18,6 +17,7 @@ from email.message import Message
 from http import HTTPStatus
 from typing import Any
 
+from mlx_server.api.base import to_json
 from mlx_server.errors import LengthRequired, PayloadTooLarge, RequestError, RequestTimeout
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -216,11 +216,13 @@ def reply_head(version: str, status: int, headers: Mapping[str, str]) -> bytes:
 
 
 def encode_json(value: Any) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        # Half a surrogate pair, as JSON from a client may hold and an error may quote.
-        return json.dumps(value, separators=(",", ":")).encode()
+    return _utf8(to_json(value))
+
+
+def _utf8(text: str) -> bytes:
+    # Half a surrogate pair, as JSON from a client may hold and an error may quote, becomes
+    # its escape, which in a JSON string stands for the same.
+    return text.encode("utf-8", "backslashreplace")
 
 
 # For every SSE parser a comment. MLC LLM's documented client has none: it drops the first
@@ -229,10 +231,10 @@ KEEP_ALIVE = b': ping{"choices":[{"index":0,"delta":{}}]}\n\n'
 
 
 def encode_event(payload: Any) -> bytes:
-    """One server-sent event: a JSON value, a plain string, or None for a comment."""
+    """One server-sent event: a JSON value, a string as it is, or None for a comment."""
     if payload is None:
         return KEEP_ALIVE
-    data = payload.encode() if isinstance(payload, str) else encode_json(payload)
+    data = _utf8(payload) if isinstance(payload, str) else encode_json(payload)
     return b"data: %b\n\n" % data
 
 
@@ -243,17 +245,34 @@ def encode_chunk(data: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def send(sock: socket.socket, data: bytes, timeout: float) -> None:
+def send_now(sock: socket.socket, data: bytes | memoryview) -> int:
+    """Send what the socket has room for; returns how many bytes. Raises Disconnected."""
+    try:
+        # One system call. A timeout would make three of it (mode, poll, send), and the
+        # interpreter lock would go out of hand and come back around each.
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        raise Disconnected from None
+
+
+def send(sock: socket.socket, data: bytes | memoryview, timeout: float) -> None:
     """Send all of it. A client that takes nothing for `timeout` seconds counts as gone.
 
     Raises:
         Disconnected
     """
-    view = memoryview(data)
+    sent = send_now(sock, data)
+    if sent == len(data):
+        return
+    rest = memoryview(data)[sent:]
     try:
         sock.settimeout(timeout)
-        for start in range(0, len(view), _SEND_PIECE):
-            sock.sendall(view[start : start + _SEND_PIECE])
+        for start in range(0, len(rest), _SEND_PIECE):
+            sock.sendall(rest[start : start + _SEND_PIECE])
     except OSError:
         raise Disconnected from None
 

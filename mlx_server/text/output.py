@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from mlx_server.core import (
     Candidates,
@@ -37,7 +36,7 @@ class Choice:
     ) -> None:
         self.index = index
         self.finished = False
-        self.usage = Usage(prompt_tokens=len(request.token_ids))
+        self._cached_tokens = self._completion_tokens = 0
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer(request.token_ids)
@@ -52,9 +51,14 @@ class Choice:
         self._decoded = 0
         self._released = 0
 
+    @property
+    def usage(self) -> Usage:
+        """What it has used so far."""
+        return Usage(len(self._request.token_ids), self._cached_tokens, self._completion_tokens)
+
     def feed(self, output: TokenOutput) -> Iterator[Delta]:
         if output.cached_tokens:
-            self.usage = replace(self.usage, cached_tokens=output.cached_tokens)
+            self._cached_tokens = output.cached_tokens
         for found in output.prompt_logprobs:
             token_id = self._request.token_ids[len(self._prompt_entries)]
             self._prompt_entries.append(self._entry(token_id, found, self._prompt_decoded))
@@ -68,8 +72,7 @@ class Choice:
         ends = output.finish_reason == "stop"
         shown = output.token_ids[:-1] if ends else output.token_ids
         found = output.logprobs or [None] * len(output.token_ids)
-        used = self.usage.completion_tokens + len(output.token_ids)
-        self.usage = replace(self.usage, completion_tokens=used)
+        self._completion_tokens += len(output.token_ids)
         for token_id, candidates in zip(shown, found, strict=False):
             entry = None
             if candidates is not None:

@@ -1,0 +1,1 @@
+"""Measurements of this server: `python -m benchmarks.serve`, `.scaling`, `.bare`."""
