@@ -55,9 +55,8 @@ def converse(server: Server, bodies: list[Body]) -> Outcome:
             history = [*history, turn["messages"][-1]]
             reply = parse(exchange(server.endpoint, turn | {"messages": history}))
             found.append(Exchange(history, reply))
-            # mlx_lm drops the space before the first word; with it the text has the tokens
-            # that were generated, as a trained model's reply has.
-            history = [*history, {"role": "assistant", "content": " " + reply.text.strip()}]
+            # As it came: that is what a client sends back.
+            history = [*history, {"role": "assistant", "content": reply.text}]
         return found
 
     turns = len(bodies) // 3

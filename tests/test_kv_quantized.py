@@ -8,6 +8,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from models import CONFIG, make_engine, make_pair, random_prompts, request, run
 
+from mlx_server.cache.attention import exp
 from mlx_server.cache.storage import Plain, Quantization, Quantized
 from mlx_server.models.llama import LlamaModel
 
@@ -125,18 +126,29 @@ def test_a_group_that_does_not_divide_the_heads_is_refused(modules) -> None:
         served(modules["full"], group=128)
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
-@pytest.mark.parametrize("mask", [None, "causal", "array"])
-def test_attention_equals_that_over_unpacked_values(tokens: int, mask: str | None) -> None:
+@pytest.mark.parametrize("tokens, columns", [(1, 9), (5, 9), (1, 3000), (300, 800)])
+@pytest.mark.parametrize("mask", [None, "causal", "rows", "tokens"])
+def test_attention_equals_that_over_unpacked_values(tokens, columns, mask) -> None:
     rng = np.random.default_rng(0)
-    q = mx.array(rng.standard_normal((2, 6, tokens, 64)).astype(np.float32))
-    k, v = (mx.array(rng.standard_normal((2, 2, 9, 64)).astype(np.float32)) for _ in range(2))
-    if mask == "array":
-        mask = mx.arange(9) < mx.array([4, 9]).reshape(2, 1, 1, 1)
-    storage, plain = Quantized(64, mx.float32, 8, 32), Plain(64, mx.float32)
-    stored = storage.encode(k, v)
+
+    def draw(heads: int, length: int) -> mx.array:
+        return mx.array(rng.standard_normal((2, heads, length, 64)).astype(np.float32))
+
+    q, k, v = draw(6, tokens), draw(2, columns), draw(2, columns)
+    if mask == "rows":
+        mask = mx.arange(columns) < mx.array([columns // 2, columns]).reshape(2, 1, 1, 1)
+    elif mask == "tokens":
+        mask = mx.array(rng.random((tokens, columns)) < 0.5)
+    quantized, plain = Quantized(64, mx.float32, 8, 32), Plain(64, mx.float32)
+    stored = quantized.encode(k, v)
     unpacked = [mx.dequantize(*part, group_size=32, bits=8) for part in (stored[:3], stored[3:])]
-    expected = plain.attend(q, unpacked, 0.3, mask)
-    np.testing.assert_allclose(storage.attend(q, stored, 0.3, mask), expected, atol=1e-5)
-    by_head = mx.fast.scaled_dot_product_attention(q, *unpacked, scale=0.3, mask=mask)
-    np.testing.assert_allclose(expected, by_head, atol=1e-5)
+    expected = mx.fast.scaled_dot_product_attention(q, *unpacked, scale=0.3, mask=mask)
+    np.testing.assert_allclose(plain.attend(q, unpacked, 0.3, mask), expected, atol=1e-5)
+    np.testing.assert_allclose(quantized.attend(q, stored, 0.3, mask), expected, atol=1e-5)
+
+
+def test_the_exponential() -> None:
+    x = -np.linspace(0, 86, 10_001).astype(np.float32)
+    expected = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(np.array(exp(mx.array(x))), expected, rtol=5e-6)
+    assert exp(mx.array([0.0, -1e30])).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)

@@ -43,7 +43,7 @@ ALLOWED = {
 
 HOMES = {
     "mlx": {"cache", "models", "sampling", "engine", "demo/train.py"},
-    "mlx_lm": {"models", "demo/train.py"},
+    "mlx_lm": {"models", "cache/zoo_state.py", "cache/zoo_quantized.py", "demo/train.py"},
     "pydantic": {"api"},
     "torch": set(),
 }

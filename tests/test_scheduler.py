@@ -19,6 +19,7 @@ from models import Collected, make_engine, request
 from mlx_server.cache.kv import KVCache
 from mlx_server.core import EngineRequest, SamplingParams
 from mlx_server.engine.engine import Engine
+from mlx_server.engine.scheduler import QUIET
 from mlx_server.engine.sequence import Status
 from mlx_server.models.base import Row, ServedModel
 
@@ -111,7 +112,8 @@ class Watch:
             for s, (seat, before) in self.seats.items()
             if s.seat is seat and s.status is Status.RUNNING
         }
-        assert sum(n for n in done.values() if n > 1) <= self.engine.scheduler.prefill_chunk_size
+        budget = self.engine.scheduler.prefill_chunk_size * (1 if self.decoding else QUIET)
+        assert sum(n for n in done.values() if n > 1) <= budget
         if not self.alone and not self.engine.scheduler.suspects:
             assert all(done[s] == 1 for s in self.decoding if s in done)
 

@@ -15,7 +15,8 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models import gemma3_text, mamba, mixtral, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_server.core import GenerationRequest, Text, TokenPrompt
+from mlx_server.core import Delta, Done, GenerationRequest, Text, TokenPrompt
+from mlx_server.errors import ModelLoadError
 from mlx_server.pool import ModelPool
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 512}
@@ -47,10 +48,10 @@ CONFIGS = {
 PROMPTS = [[1, *range(300, 300 + n)] for n in (3, 40, 17, 90, 6)]
 
 
-def make_folder(folder: Path, name: str, stories: Path) -> Path:
+def make_folder(folder: Path, name: str, stories: Path, **changes: object) -> Path:
     """A random model with the stories' tokenizer."""
     module, shape = CONFIGS[name]
-    config = {"model_type": name, **shape}
+    config = {"model_type": name, **shape, **changes}
     mx.random.seed(3)
     model = module.Model(module.ModelArgs.from_dict(config))
     model.update(
@@ -79,15 +80,22 @@ def make_adapter(folder: Path, model_folder: Path) -> Path:
     return folder
 
 
-def expected(folder: Path, prompt: list[int], adapter: Path | None = None) -> list[int]:
+def expected(
+    folder: Path, prompt: list[int], adapter: Path | None = None, **options: int
+) -> list[int]:
     model, _ = mlx_lm.load(str(folder), adapter_path=adapter and str(adapter))
-    return [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=14)]
+    steps = generate_step(mx.array(prompt), model, max_tokens=14, **options)
+    return [int(token) for token, _ in steps]
+
+
+def deltas_of(pool: ModelPool, name: str, prompt: list[int], model: str | None) -> list[Delta]:
+    options = {"temperature": 0.0, "max_tokens": 14, "ignore_eos": True, "logprobs": 0}
+    request = GenerationRequest(name, model, (TokenPrompt(tuple(prompt)),), options)
+    return list(pool.generate(request))
 
 
 def ask(pool: ModelPool, name: str, prompt: list[int], model: str | None = None) -> list[int]:
-    options = {"temperature": 0.0, "max_tokens": 14, "ignore_eos": True, "logprobs": 0}
-    request = GenerationRequest(name, model, (TokenPrompt(tuple(prompt)),), options)
-    deltas = list(pool.generate(request))
+    deltas = deltas_of(pool, name, prompt, model)
     return [t.id for d in deltas if isinstance(d, Text) for t in d.tokens]
 
 
@@ -118,3 +126,47 @@ def test_adapters_and_bare_rows_in_one_batch(
     wanted = [expected(folder, p, adapter if m else None) for p, m in jobs]
     assert found == wanted
     assert wanted[0] != wanted[1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_second_turn_is_found(open_pool, stories: Path, tmp_path: Path, name: str) -> None:
+    folder = make_folder(tmp_path, name, stories)
+    pool = open_pool(model=str(folder), prefill_chunk_size=32)
+    first = PROMPTS[3]
+    reply = ask(pool, "one", first)
+    second = [*first, *reply, *range(400, 410)]
+    deltas = deltas_of(pool, "two", second, None)
+    (usage,) = [d.usage for d in deltas if isinstance(d, Done)]
+    # All but the reply's last token, which nobody computed.
+    assert usage.cached_tokens == len(first) + len(reply) - 1
+    found = [t.id for d in deltas if isinstance(d, Text) for t in d.tokens]
+    assert found == expected(folder, second)
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("qwen3", {"head_dim": 32}),
+    ("mixtral", {"hidden_size": 128}),
+])  # fmt: skip
+def test_quantised_rows_of_one_batch_equal_mlx_lm(
+    open_pool, stories: Path, tmp_path: Path, name: str, changes: dict[str, int]
+) -> None:
+    folder = make_folder(tmp_path, name, stories, **changes)
+    pool = open_pool(model=str(folder), kv_bits=8, kv_group_size=32)
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        found = list(threads.map(lambda i: ask(pool, f"r{i}", PROMPTS[i]), range(len(PROMPTS))))
+    # A token at a time: mlx-lm would attend to the first chunk's keys and values as they were.
+    options = {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 0, "prefill_step_size": 1}
+    wanted = [expected(folder, prompt, **options) for prompt in PROMPTS]
+    assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= len(PROMPTS) - 1
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("mamba", "--kv-bits: mamba has no layer"),
+    ("qwen3", "--kv-group-size must divide 8"),
+])  # fmt: skip
+def test_what_cannot_be_quantised_is_refused_at_the_start(
+    open_pool, stories: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    folder = make_folder(tmp_path, name, stories)
+    with pytest.raises(ModelLoadError, match=message):
+        open_pool(model=str(folder), kv_bits=8, kv_group_size=32)

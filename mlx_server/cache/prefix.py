@@ -53,11 +53,13 @@ class Prefix:
     Attributes:
         tokens: int32 [seat.length], whose state the seat holds.
         adapters: What it was computed under.
+        checkpoint: Others come back to it, so it is copied while there is room.
     """
 
     tokens: np.ndarray
     adapters: Adapters
     seat: Seat
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +121,16 @@ class PrefixCache:
                 best, length = entry, usable
         return None if best is None else Match(best, length, most_common)
 
-    def store(self, tokens: np.ndarray, adapters: Adapters, seat: Seat) -> None:
+    def store(
+        self, tokens: np.ndarray, adapters: Adapters, seat: Seat, *, checkpoint: bool = False
+    ) -> None:
         """Hold a seat whose sequence has ended, unless another entry makes it needless.
 
         Args:
             tokens: int32 [seat.length]; not to be written to any more.
         """
         bounds = min(self.max_bytes, self.max_entries)
-        if not bounds or not len(tokens) or self._covered(tokens, adapters):
+        if not bounds or not len(tokens) or self._covered(tokens, adapters, checkpoint):
             self.cache.close(seat)
             return
         self._drop_covered_by(tokens, adapters, seat)
@@ -135,17 +139,18 @@ class PrefixCache:
                 self.cache.close(seat)
                 return
         self.cache.keep(seat)
-        entry = Prefix(tokens, adapters, seat)
+        entry = Prefix(tokens, adapters, seat, checkpoint)
         self._entries[entry] = None
         self.nbytes += self.cache.held(seat)
         while self.nbytes > self.max_bytes or len(self._entries) > self.max_entries:
             self.evict()
 
-    def _covered(self, tokens: np.ndarray, adapters: Adapters) -> bool:
+    def _covered(self, tokens: np.ndarray, adapters: Adapters, checkpoint: bool) -> bool:
         """Whether an entry serves all that these tokens' would; it counts as used."""
         for entry in self._entries:
             if entry.adapters == adapters and self._serves(entry.tokens, entry.seat, tokens):
                 self.touch(entry)
+                entry.checkpoint |= checkpoint
                 return True
         return False
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_server.cache.attention import attention
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
@@ -71,9 +73,7 @@ class Plain(Storage):
 
     def __init__(self, head_dim: int, dtype: mx.Dtype) -> None:
         self.widths = [(head_dim, dtype)] * 2
-        # The CPU has no attention kernel: MLX multiplies head by head there, and the
-        # query heads of one key head are cheaper as rows of one product.
-        self._fold = mx.default_device() == mx.cpu
+        self._composed = mx.default_device() == mx.cpu and dtype == mx.float32
 
     def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
         return keys, values
@@ -86,12 +86,9 @@ class Plain(Storage):
         mask: mx.array | str | None,
     ) -> mx.array:
         keys, values = stored
-        shape = queries.shape
-        if self._fold and shape[2] == 1:
-            mask = None if isinstance(mask, str) else mask  # the only query sees everything
-            queries = queries.reshape(shape[0], keys.shape[1], -1, shape[3])
-        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-        return out.reshape(shape)
+        if self._composed:
+            return attention(queries, keys, values, scale, mask)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
 class Quantized(Storage):

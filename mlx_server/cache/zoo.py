@@ -9,26 +9,29 @@ together share a group of mlx-lm's batch caches, padded on the left:
              ░███████████              ░░░░░██████████████████
              ████████████
 
-Groups change only in `arrange` and `alone`, just before a forward pass. All
-rows of a group take every step together, so their lengths stay as far apart as
-they were when they met: `fits` is asked once, at the meeting.
+Groups change only in `arrange` and `alone`, just before a forward pass, and when a
+row ends and is kept. All rows of a group take every step together, so their lengths
+stay as far apart as they were when they met: `fits` is asked once, at the meeting.
+Rows whose keys and values are quantised and rows whose are not share no group.
 
-Unlike our own modules' cache, joining and leaving copy: mlx-lm's `extend` and
-`filter` write the whole group anew, and some of them wait for the device. It
-happens once when a row starts decoding and once when it ends.
+Unlike our own modules' cache, joining and leaving copy: mlx-lm's `extend` writes the
+whole group anew, and so does letting rows go. It happens once when a row starts
+decoding and once when it ends; nothing of it waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
+from mlx_server.cache import zoo_state
 from mlx_server.cache.base import Cache, Seat
+from mlx_server.cache.storage import Quantization
+from mlx_server.cache.zoo_quantized import quantised
 from mlx_server.errors import ServerError
 
 SLACK = 256
@@ -40,12 +43,6 @@ def fits(shortest: int, longest: int) -> bool:
     return longest <= max(2 * shortest, shortest + SLACK)
 
 
-def state_arrays(caches: Iterable[Any]) -> list[mx.array]:
-    """Every array that mlx-lm's caches hold."""
-    flat = tree_flatten([cache.state for cache in caches])
-    return [value for _, value in flat if isinstance(value, mx.array)]
-
-
 @dataclass(slots=True, eq=False)
 class Group:
     """
@@ -53,12 +50,14 @@ class Group:
         caches: mlx-lm's, one per layer; batch forms where `batched`.
         seats: In the order of the batch axis. Those that moved on stay listed
             until the group is arranged again.
+        quantized: Its plain caches are quantised.
     """
 
     number: int
     caches: list[Any]
     seats: list[ZooSeat]
     batched: bool = False
+    quantized: bool = False
 
     def members(self) -> list[ZooSeat]:
         return [seat for seat in self.seats if seat.group is self]
@@ -74,17 +73,30 @@ class Group:
         if not self.members():
             self.caches, self.seats = [], []
 
+    def copied(self, seat: ZooSeat, length: int, room: int) -> list[Any]:
+        """The first `length` tokens of a member's state, in batch-1 caches with room for `room`."""
+        index = self.seats.index(seat)
+        caches = [
+            zoo_state.copy_row(cache, index, seat.length, length, room) for cache in self.caches
+        ]
+        # Submitted before anything else is written: a copy that is still lazy would keep
+        # all of the old state alive, and turn the next write into a copy of it.
+        mx.async_eval(zoo_state.state_arrays(caches))
+        return caches
+
 
 @dataclass(slots=True, eq=False)
 class ZooSeat(Seat):
     """
     Attributes:
         group: Where its state lives; None once closed.
-        room: Tokens that it was promised room for.
+        room: Tokens that it was promised room for; 0 while it is kept.
+        nbytes: What it counts for in the budget: the cost of its room, or what is kept.
     """
 
     group: Group | None = None
     room: int = 0
+    nbytes: int = 0
 
 
 class ZooCache(Cache):
@@ -95,6 +107,8 @@ class ZooCache(Cache):
         batchable: Whether they have batch forms; else no two rows share a group.
         padded: Whether those are padded to one length (recurrent states are not).
         can_truncate: Whether all of them can forget their last tokens at any length.
+        reach: Length up to which they can, where it is not so at any.
+        quantization: Of the plain ones among them.
     """
 
     def __init__(
@@ -105,28 +119,44 @@ class ZooCache(Cache):
         batchable: bool,
         padded: bool,
         can_truncate: bool,
+        reach: float,
+        quantization: Quantization | None = None,
     ) -> None:
         self.batchable = batchable
         self.padded = padded
         self.can_truncate = can_truncate
+        self.reach = float("inf") if can_truncate else reach
         self._make_caches = make_caches
         self._cost = cost
+        self._quantization = quantization
+        self._start = float("inf") if quantization is None else quantization.start
         self._promised = 0
         self._numbers = count()
 
     # ------------------------------------------------------------ the contract
 
-    def open(self, num_tokens: int) -> ZooSeat:
-        seat = ZooSeat(room=num_tokens)
-        self._promised += self.cost(num_tokens)
-        self._house(seat, self._make_caches())
+    def open(self, num_tokens: int, expected: int = 1) -> ZooSeat:
+        seat = ZooSeat()
+        self._promise(seat, num_tokens)
+        self._house(seat, self._make_caches(), quantized=False)
+        self._quantize(seat)
         return seat
 
+    def fork(self, seat: Seat, length: int, num_tokens: int, expected: int = 1) -> ZooSeat:
+        group = _group(seat)
+        new = ZooSeat(length)
+        self._promise(new, num_tokens)
+        self._house(new, group.copied(seat, length, num_tokens), quantized=group.quantized)
+        return new
+
     def reserve(self, seat: Seat, num_tokens: int) -> None:
-        assert isinstance(seat, ZooSeat)
+        group = _group(seat)
         if num_tokens > seat.room:
-            self._promised += self.cost(num_tokens) - self.cost(seat.room)
-            seat.room = num_tokens
+            if not seat.room:
+                # Kept until now: mlx-lm would copy what is stored to make room for a step.
+                zoo_state.grow(group.caches, num_tokens)
+            self._promise(seat, num_tokens)
+        self._quantize(seat)
 
     def truncate(self, seat: Seat, length: int) -> None:
         """
@@ -134,42 +164,71 @@ class ZooCache(Cache):
             ServerError: The architecture's state cannot go back; close the seat
                 and compute its tokens again.
         """
-        assert isinstance(seat, ZooSeat)
         surplus = seat.length - length
         if surplus <= 0:
             return
-        if not self.can_truncate:
+        if self.reusable(seat, length) < length:
             raise ServerError("This architecture's state cannot be truncated.")
         for cache in self.alone(seat).caches:
             cache.trim(surplus)
         seat.length = length
 
+    def keep(self, seat: Seat) -> None:
+        group = _group(seat)
+        held = zoo_state.nbytes(group.caches)
+        if group.batched or held > seat.nbytes or zoo_state.is_loose(group.caches, seat.length):
+            self._move_out(seat, room=0)
+            held = zoo_state.nbytes(seat.group.caches)
+        self._promised += held - seat.nbytes
+        seat.room, seat.nbytes = 0, held
+
     def close(self, seat: Seat) -> None:
         assert isinstance(seat, ZooSeat)
         if seat.group is not None:
-            self._promised -= self.cost(seat.room)
+            self._promised -= seat.nbytes
             seat.group.release(seat)
+
+    def reusable(self, seat: Seat, length: int) -> int:
+        group, length = _group(seat), min(length, seat.length)
+        if length < seat.length and seat.length > self.reach:
+            return 0
+        # What a sequence computes before `start` it computes with plain keys and values.
+        return 0 if group.quantized and length < self._start else length
+
+    def chunk_end(self, start: int, end: int) -> int:
+        return int(self._start) if start < self._start < end else end
+
+    # ------------------------------------------------------------ bytes
 
     def cost(self, num_tokens: int) -> int:
         return self._cost(num_tokens)
 
+    def held(self, seat: Seat) -> int:
+        assert isinstance(seat, ZooSeat)
+        return seat.nbytes
+
     def can_reserve(self, seat: Seat, num_tokens: int) -> bool:
         assert isinstance(seat, ZooSeat)
-        growth = self.cost(num_tokens) - self.cost(seat.room)
-        return growth <= 0 or self.nbytes + growth <= self.max_bytes
+        growth = self.cost(num_tokens) - seat.nbytes
+        return num_tokens <= seat.room or growth <= 0 or self.nbytes + growth <= self.max_bytes
 
     @property
     def nbytes(self) -> int:
-        """Bytes promised to open seats. The padding of groups is not counted."""
+        """Bytes promised to open seats and held by kept ones. The padding of groups is
+        not counted."""
         return self._promised
+
+    def _promise(self, seat: ZooSeat, num_tokens: int) -> None:
+        cost = self.cost(num_tokens)
+        self._promised += cost - seat.nbytes
+        seat.room, seat.nbytes = num_tokens, cost
 
     # ------------------------------------------------------------ before a forward pass
 
     def alone(self, seat: ZooSeat) -> Group:
         """The seat in a group of its own, with batch-1 caches."""
-        group = seat.group
-        if group.batched:
-            self._move_out(group, group.seats.index(seat))
+        if seat.group.batched:
+            self._move_out(seat, seat.room)
         return seat.group
 
     def arrange(self, seats: Sequence[ZooSeat]) -> list[Group]:
@@ -183,7 +242,7 @@ class ZooCache(Cache):
         if not self.batchable:
             return groups
         # From the shortest up; the first of a cluster has its shortest row.
-        groups.sort(key=_shortest)
+        groups.sort(key=lambda group: (group.quantized, _shortest(group)))
         clusters: list[list[Group]] = []
         for group in groups:
             if clusters and self._may_join(clusters[-1], group):
@@ -193,13 +252,23 @@ class ZooCache(Cache):
         return [_join(cluster) for cluster in clusters]
 
     def _may_join(self, cluster: list[Group], group: Group) -> bool:
+        if group.quantized is not cluster[0].quantized:
+            return False
         if not self.padded:
             return True
         longest = max(seat.length for g in (*cluster, group) for seat in g.seats)
         return fits(_shortest(cluster[0]), longest)
 
-    def _house(self, seat: ZooSeat, caches: list[Any]) -> None:
-        Group(next(self._numbers), caches, []).seat_all([seat])
+    def _house(self, seat: ZooSeat, caches: list[Any], *, quantized: bool) -> None:
+        Group(next(self._numbers), caches, [], quantized=quantized).seat_all([seat])
+
+    def _quantize(self, seat: ZooSeat) -> None:
+        """Quantise its keys and values if it is time."""
+        if seat.length < self._start or seat.group.quantized:
+            return
+        group = self.alone(seat)
+        group.caches = quantised(group.caches, self._quantization)
+        group.quantized = True
 
     def _keep(self, group: Group, running: set[ZooSeat]) -> None:
         """Let all rows but the running ones go: closed ones for good, idle ones elsewhere."""
@@ -208,20 +277,23 @@ class ZooCache(Cache):
             if seat.group is group and seat in running:
                 stay.append(index)
             elif seat.group is group:
-                self._move_out(group, index)
+                self._move_out(seat, seat.room)
         if len(stay) < len(group.seats):
-            indices = mx.array(stay)
+            seats = [group.seats[index] for index in stay]
             for cache in group.caches:
-                cache.filter(indices)
-            group.seat_all([group.seats[index] for index in stay])
+                zoo_state.keep_rows(cache, stay, [seat.length for seat in seats])
+            group.seat_all(seats)
 
-    def _move_out(self, group: Group, index: int) -> None:
-        seat = group.seats[index]
-        caches = [_own(cache.extract(index)) for cache in group.caches]
-        # At once: a lazy copy would keep the whole group's old state alive.
-        mx.eval(state_arrays(caches))
+    def _move_out(self, seat: ZooSeat, room: int) -> None:
+        group = seat.group
+        caches = group.copied(seat, seat.length, room)
         group.release(seat)
-        self._house(seat, caches)
+        self._house(seat, caches, quantized=group.quantized)
+
+
+def _group(seat: Seat) -> Group:
+    assert isinstance(seat, ZooSeat)
+    return seat.group
 
 
 def _shortest(group: Group) -> int:
@@ -238,19 +310,11 @@ def _join(groups: list[Group]) -> Group:
         layers = zip(*(group.caches for group in singles), strict=True)
         merged = [layer[0].merge(list(layer)) for layer in layers]
         seats = [seat for group in singles for seat in group.seats]
-        joined.append(Group(singles[0].number, merged, seats, batched=True))
+        quantized = singles[0].quantized
+        joined.append(Group(singles[0].number, merged, seats, batched=True, quantized=quantized))
     base = joined[0]
     for other in joined[1:]:
         for cache, more in zip(base.caches, other.caches, strict=True):
             cache.extend(more)
     base.seat_all([seat for group in joined for seat in group.seats])
     return base
-
-
-def _own(cache: Any) -> Any:
-    """mlx-lm's `extract` gives views of recurrent states; a view keeps the whole batch's."""
-    for part in getattr(cache, "caches", ()):
-        _own(part)
-    if isinstance(states := getattr(cache, "cache", None), list):
-        cache.cache = [mx.contiguous(state) for state in states]
-    return cache

@@ -84,9 +84,9 @@ class Engine:
     Attributes:
         max_tokens: The longest sequence that context and memory budget allow.
 
-    `step()` is pipelined: it submits the next forward pass before it reads the
-    tokens of the one before, so the device never waits for the host. A row that
-    turns out to have ended is in one pass too many; that pass's token is dropped.
+    `step()` is pipelined: the next forward pass is built, and on a GPU on its way, before
+    the tokens of the one before are read, so the device never waits for the host. A row
+    that turns out to have ended is in one pass too many; that pass's token is dropped.
     """
 
     def __init__(self, model: ServedModel, limits: Limits) -> None:
@@ -185,6 +185,7 @@ class Engine:
 
     def step(self) -> Outputs:
         """Schedule → run → postprocess."""
+        self.launch()
         previous, self._flight = self._flight, None
         rows: list[Scheduled] = []
         failed: Exception | None = None
@@ -192,7 +193,9 @@ class Engine:
             rows = self.scheduler.schedule()
             if rows:
                 starts = [row.sequence.num_computed for row in rows]
-                self._flight = self.runner.submit(rows, previous)
+                self._flight = self.runner.build(rows, previous)
+                if self.runner.overlaps:
+                    self.runner.launch(self._flight)
                 self._count(rows, starts)
                 self._leave_checkpoints(rows)
         except Exception as error:
@@ -202,6 +205,16 @@ class Engine:
             involved = [row.sequence for row in rows] or self.scheduler.next_up()
             self._recover(involved, failed, outputs)
         return outputs
+
+    def launch(self) -> None:
+        """Start the pass that the last step built, where that takes the time of the pass:
+        whoever waits for the step's outputs should have them before. The next step does it
+        otherwise."""
+        if self._flight is not None and not self._flight.launched:
+            try:
+                self.runner.launch(self._flight)
+            except Exception as error:
+                self._flight.error = error
 
     def _count(self, rows: list[Scheduled], starts: list[int]) -> None:
         counters = self.counters
@@ -218,6 +231,8 @@ class Engine:
 
     def _land(self, flight: Flight) -> Outputs:
         try:
+            if flight.error is not None:
+                raise flight.error
             landed = self.runner.read(flight)
         except Exception as error:
             # Whatever was computed lately may be broken, entries included.

@@ -96,7 +96,7 @@ def _served(
         return LlamaModel(loaded.model, context, bank, quantization)
     from mlx_server.models.zoo import ZooModel
 
-    return ZooModel(loaded.model, loaded.config, context, bank)
+    return ZooModel(loaded.model, loaded.config, context, bank, quantization)
 
 
 def unload(engines: dict[str, Engine], name: str) -> None:

@@ -44,12 +44,17 @@ class Flight:
 
     Attributes:
         sampling: The sequences that get a token, in the order of `sampled.tokens`.
+        arrays: What is evaluated.
+        error: What went wrong when it was launched.
     """
 
     rows: list[Scheduled]
     sampling: list[Sequence]
     sampled: Sampled | None
     prompt_logprobs: dict[Sequence, PromptLogprobs]
+    arrays: list[mx.array]
+    launched: bool = False
+    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -63,11 +68,18 @@ class Landed:
 
 
 class Runner:
+    """
+    Attributes:
+        overlaps: Whether a launched pass runs while the host goes on. On a CPU
+            `mx.async_eval` comes back when all but the last few operations are done.
+    """
+
     def __init__(self, model: ServedModel) -> None:
         self.model = model
+        self.overlaps = mx.default_device() != mx.cpu
 
-    def submit(self, rows: list[Scheduled], previous: Flight | None) -> Flight:
-        """Build a step and start it.
+    def build(self, rows: list[Scheduled], previous: Flight | None) -> Flight:
+        """Build a step, without computing anything yet.
 
         Args:
             previous: The flight that has not been read yet; its tokens are used
@@ -83,17 +95,21 @@ class Runner:
         starts = {r.sequence: r.sequence.num_computed for r in rows}
         logits, pending = self.model.forward(tokens, packed)
         sampled, prompt_logprobs = self._sample(rows, packed, tokens, logits, starts)
-        flight = Flight(rows, [r.sequence for r in rows if r.samples], sampled, prompt_logprobs)
         arrays = list(pending)
         if sampled is not None:
             arrays += sampled.arrays()
         for entry in prompt_logprobs.values():
             arrays += entry.arrays()
-        # Never the cache's arrays: holding them would make the next step copy them.
-        mx.async_eval(arrays)
-        for sequence in flight.sampling:
+        sampling = [r.sequence for r in rows if r.samples]
+        for sequence in sampling:
             sequence.num_pending += 1
-        return flight
+        return Flight(rows, sampling, sampled, prompt_logprobs, arrays)
+
+    def launch(self, flight: Flight) -> None:
+        """Start computing a step."""
+        # Never the cache's arrays: holding them would make the next step copy them.
+        arrays, flight.arrays, flight.launched = flight.arrays, [], True
+        mx.async_eval(arrays)
 
     def _input_tokens(self, rows: list[Scheduled], previous: Flight | None) -> mx.array:
         """int32 [N]: the host's tokens, or the previous flight's where only the device has them."""

@@ -17,6 +17,9 @@ from mlx_server.cache.prefix import PrefixCache
 from mlx_server.engine.seating import Seating
 from mlx_server.engine.sequence import Sequence, Status
 
+QUIET = 4
+"""Chunks' worth of prompt tokens in a step without decode rows."""
+
 LOOKAHEAD = 16
 """Waiting sequences that are looked at for how many of one size are to be seated."""
 
@@ -43,7 +46,7 @@ class Scheduler:
         cache: Where admitted sequences get their seats.
         prefixes: What ended ones leave there for others.
         max_batch_size: Sequences that run at the same time.
-        prefill_chunk_size: Prompt tokens per step, all rows together.
+        prefill_chunk_size: Prompt tokens per step beside decode rows, all prompts together.
 
     Attributes:
         suspects: Sequences that were in a step that failed: they run one at a
@@ -125,7 +128,7 @@ class Scheduler:
         # The last token of a prompt whose other tokens are stored is a decode row as well.
         decoding = [s for s in self.running if s.num_to_compute == 1 and s.wants_step]
         rows = [self._row(s, 1) for s in decoding if self._make_room(s, s.num_tokens)]
-        rows += self._prefill_rows()
+        rows += self._prefill_rows(bool(rows))
         # Making room for one row may have preempted another that was listed before it.
         return [row for row in rows if row.sequence.seat is not None]
 
@@ -180,8 +183,8 @@ class Scheduler:
         sequence.status = Status.RUNNING
         self.running.append(sequence)
 
-    def _prefill_rows(self) -> list[Scheduled]:
-        """Prompt chunks under the budget.
+    def _prefill_rows(self, decoding: bool) -> list[Scheduled]:
+        """Prompt chunks under the budget, which is larger while no stream waits for the step.
 
         The oldest prompt gets at least half of it, so that it always advances;
         the rest goes to the prompts with the least left, so that a long one
@@ -190,7 +193,7 @@ class Scheduler:
         prompts = [s for s in self.running if s.num_to_compute > 1]
         if not prompts:
             return []
-        budget = self.prefill_chunk_size
+        budget = self.prefill_chunk_size * (1 if decoding else QUIET)
         oldest, others = prompts[0], sorted(prompts[1:], key=lambda s: s.num_to_compute)
         shares = {oldest: self._chunk(oldest, -(-budget // 2) if others else budget)}
         budget -= shares[oldest]

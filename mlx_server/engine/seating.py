@@ -151,7 +151,7 @@ class Seating:
         """From an entry: taken over where it is used up, or where two have no room."""
         prefixes, cache, entry = self.prefixes, self.cache, match.prefix
         room = self.room(sequence)
-        if match.length < len(entry.tokens):
+        if match.length < len(entry.tokens) or entry.checkpoint:
             # Not in evict's way while others make room for its fork.
             prefixes.touch(entry)
             if self._can_open(room, match.length, spare=entry):
@@ -200,7 +200,7 @@ class Seating:
             return
         seat = self.cache.fork(sequence.seat, length, length)
         tokens = sequence.tokens.view[:length].copy()
-        self.prefixes.store(tokens, sequence.request.adapters, seat)
+        self.prefixes.store(tokens, sequence.request.adapters, seat, checkpoint=True)
 
     # ------------------------------------------------------------ leaving a seat
 

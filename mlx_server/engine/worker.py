@@ -277,3 +277,4 @@ class Worker:
             entry[1].put(output)
             if not engine.holds(request_id):
                 del self._outboxes[request_id]
+        engine.launch()

@@ -10,28 +10,22 @@ lengths (`cache/zoo.py`), and one by one where they have none.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import (
-    ArraysCache,
-    BatchKVCache,
-    CacheList,
-    ChunkedKVCache,
-    KVCache,
-    QuantizedKVCache,
-    RotatingKVCache,
-    make_prompt_cache,
-)
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, make_prompt_cache
 
-from mlx_server.cache.zoo import ZooCache, ZooSeat, state_arrays
+from mlx_server.cache.storage import Quantization
+from mlx_server.cache.zoo import ZooCache, ZooSeat
+from mlx_server.cache.zoo_quantized import RowQuantizedKVCache, quantised
+from mlx_server.cache.zoo_state import leaves, reach, state_arrays
 from mlx_server.core import AdapterScale
 from mlx_server.models.base import Row, ServedModel
+from mlx_server.models.zoo_cost import cost_function, quantised_cost
 
 if TYPE_CHECKING:
     from mlx_server.models.lora import AdapterBank
@@ -58,6 +52,11 @@ class ZooModel(ServedModel):
         config: Its config.json.
         context_length: Tokens that fit.
         bank: Its adapters; None serves the bare weights.
+        quantization: Of the keys and values of layers that see all tokens; windows and
+            recurrent states stay as they are.
+
+    Raises:
+        ValueError: No layer's keys and values can be quantised so.
     """
 
     def __init__(
@@ -66,47 +65,90 @@ class ZooModel(ServedModel):
         config: Mapping[str, Any],
         context_length: int,
         bank: AdapterBank | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.module = module
         self.bank = bank
         self.context_length = context_length
+        self.model_type = str(config.get("model_type"))
         self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
         # Shapes and types are known before anything is evaluated, so a lazy pass
         # tells what a cache will cost and whether the batch forms work.
-        caches, logits = self._probe()
+        caches = make_prompt_cache(module)
+        logits = self._probe(caches)
         self.vocab_size = logits.shape[-1]
         self.dtype = logits.dtype
-        leaves = _leaves(caches)
-        batchable = self._batchable(caches, str(config.get("model_type")))
+        found = leaves(caches)
+        batchable = self._batchable(caches)
+        cost = cost_function(found, PROBE_TOKENS)
+        if quantization is not None:
+            caches = self._quantised_probe(found, quantization)
+            batchable = batchable and self._batchable(caches)
+            cost = quantised_cost(found, leaves(caches), PROBE_TOKENS, quantization.start)
         self.cache = ZooCache(
             lambda: make_prompt_cache(module),
-            _cost_function(leaves),
+            cost,
             batchable=batchable,
-            padded=not all(isinstance(leaf, ArraysCache) for leaf in leaves),
-            can_truncate=all(_can_truncate(leaf, context_length) for leaf in leaves),
+            padded=not all(isinstance(leaf, ArraysCache) for leaf in found),
+            can_truncate=all(reach(leaf) >= context_length for leaf in found),
+            reach=min(map(reach, found)),
+            quantization=quantization,
         )
 
     # ------------------------------------------------------------ what the caches can do
 
-    def _probe(self) -> tuple[list[Any], mx.array]:
-        caches = make_prompt_cache(self.module)
-        return caches, self._call(mx.zeros((1, PROBE_TOKENS), mx.int32), caches, [()])
+    def _probe(self, caches: list[Any]) -> mx.array:
+        return self._call(mx.zeros((1, PROBE_TOKENS), mx.int32), caches, [()])
 
-    def _batchable(self, caches: list[Any], model_type: str) -> bool:
+    def _quantised_probe(self, plain: Sequence[Any], quantization: Quantization) -> list[Any]:
+        """Caches that a pass with quantised keys and values has filled.
+
+        Args:
+            plain: The leaves that one without has filled.
+        """
+        caches = quantised(make_prompt_cache(self.module), quantization)
+        converted = [isinstance(leaf, RowQuantizedKVCache) for leaf in leaves(caches)]
+        if not any(converted):
+            raise ValueError(
+                f"--kv-bits: {self.model_type} has no layer whose keys and values are quantised "
+                "(windows and recurrent states are not)"
+            )
+        for leaf, quantises in zip(plain, converted, strict=True):
+            if quantises:
+                _check_group(leaf, quantization)
+        try:
+            self._probe(caches)
+        except Exception as error:
+            raise ValueError(
+                f"--kv-bits: {self.model_type} does not attend to quantised keys and values "
+                f"({error})"
+            ) from error
+        rest = len(converted) - sum(converted)
+        if rest:
+            log.info(
+                "%s: keys and values of %d layers are quantised; %d windows, recurrent states "
+                "or others stay as they are",
+                self.model_type,
+                sum(converted),
+                rest,
+            )
+        return caches
+
+    def _batchable(self, caches: list[Any]) -> bool:
         """Whether rows can decode in one call.
 
         Some modules compute with a cache's offset as if it were one number, or
         shape the mask for one row, although the cache has a batch form: that
         shows when the pass is built.
         """
-        if not all(_has_batch_form(leaf) for leaf in _leaves(caches)):
+        if not all(_has_batch_form(leaf) for leaf in leaves(caches)):
             return False
         try:
             merged = [cache.merge([cache] * PROBE_ROWS) for cache in caches]
             tokens = mx.zeros((PROBE_ROWS, 1), mx.int32)
             logits = self._call(tokens, merged, [()] * PROBE_ROWS)
         except Exception as error:
-            log.info("%s decodes row by row, its module takes no batch: %r", model_type, error)
+            log.info("%s decodes row by row, its module takes no batch: %r", self.model_type, error)
             return False
         return logits.shape[:2] == (PROBE_ROWS, 1)
 
@@ -190,28 +232,18 @@ def _take(array: mx.array, indices: Sequence[int]) -> mx.array:
 # ---------------------------------------------------------------- about mlx-lm's caches
 
 
-def _leaves(caches: Sequence[Any]) -> list[Any]:
-    """The caches with those of each CacheList in its place."""
-    leaves: list[Any] = []
-    for cache in caches:
-        leaves += _leaves(cache.caches) if isinstance(cache, CacheList) else [cache]
-    return leaves
-
-
 def _has_batch_form(leaf: Any) -> bool:
     # The batch form of RotatingKVCache has no tokens that it keeps for good.
     return hasattr(leaf, "merge") and not getattr(leaf, "keep", 0)
 
 
-def _can_truncate(leaf: Any, context_length: int) -> bool:
-    """Whether `trim` is right at every length.
-
-    A window forgets the tokens that a shorter sequence would see again, and
-    not every cache that has a `trim` drops what it trimmed.
-    """
-    if isinstance(leaf, RotatingKVCache):
-        return leaf.max_size > context_length
-    return isinstance(leaf, KVCache | QuantizedKVCache)
+def _check_group(leaf: Any, quantization: Quantization) -> None:
+    for size in (leaf.keys.shape[-1], leaf.values.shape[-1]):
+        if size % quantization.group_size:
+            raise ValueError(
+                f"heads of {size} cannot be quantised in groups of {quantization.group_size}; "
+                f"--kv-group-size must divide {size}"
+            )
 
 
 def _completed(caches: Sequence[Any]) -> mx.array:
@@ -228,34 +260,9 @@ def _side_arrays(caches: Sequence[Any]) -> list[mx.array]:
     offsets of batches whose layers have no positions. Left lazy, they would
     chain one step to the next. None of them is written in place."""
     arrays: list[mx.array] = []
-    for leaf in _leaves(caches):
+    for leaf in leaves(caches):
         if isinstance(leaf, ArraysCache):
             arrays += [state for state in leaf.cache if state is not None]
         elif isinstance(leaf, BatchKVCache):
             arrays.append(leaf.offset)
     return arrays
-
-
-def _cost_function(leaves: Sequence[Any]) -> Callable[[int], int]:
-    """Bytes of one sequence's caches by its number of tokens, from a probe's caches."""
-    fixed = 0
-    per_token: dict[float, float] = defaultdict(float)
-    for leaf in leaves:
-        if isinstance(leaf, ArraysCache):
-            fixed += leaf.nbytes
-        elif isinstance(leaf, KVCache | RotatingKVCache | ChunkedKVCache | QuantizedKVCache):
-            keys = leaf.keys[0] if isinstance(leaf, QuantizedKVCache) else leaf.keys
-            limit = float(getattr(leaf, "max_size", "inf"))
-            if isinstance(leaf, ChunkedKVCache):
-                limit = leaf.chunk_size + leaf.step
-            per_token[limit] += leaf.nbytes / keys.shape[2]
-        else:
-            per_token[float("inf")] += leaf.nbytes / PROBE_TOKENS
-    step = KVCache.step
-
-    def cost(num_tokens: int) -> int:
-        allocated = -(-num_tokens // step) * step
-        growing = sum(rate * min(allocated, limit) for limit, rate in per_token.items())
-        return fixed + int(growing)
-
-    return cost
