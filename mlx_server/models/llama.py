@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_server.cache.elementwise import silu
 from mlx_server.cache.kv import KVCache
 from mlx_server.cache.plan import StepPlan
 from mlx_server.cache.storage import Quantization
@@ -175,7 +176,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
