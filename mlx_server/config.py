@@ -201,8 +201,9 @@ class Config:
         64, "sequences that run at the same time", positive, group="engine"
     )
     prefill_chunk_size: int = option(
-        512, "prompt tokens computed per step beside the running rows", positive, group="engine"
-    )
+        192, "prompt tokens computed per step beside other requests; four times as many for one "
+        "that runs alone", positive, group="engine",
+    )  # fmt: skip
     max_queue: int = option(
         256, "sequences that may wait for a place; further requests get 503", positive,
         group="engine",

@@ -112,7 +112,7 @@ class Watch:
             for s, (seat, before) in self.seats.items()
             if s.seat is seat and s.status is Status.RUNNING
         }
-        budget = self.engine.scheduler.prefill_chunk_size * (1 if self.decoding else QUIET)
+        budget = self.engine.scheduler.prefill_chunk_size * (QUIET if len(done) == 1 else 1)
         assert sum(n for n in done.values() if n > 1) <= budget
         if not self.alone and not self.engine.scheduler.suspects:
             assert all(done[s] == 1 for s in self.decoding if s in done)

@@ -18,7 +18,7 @@ from mlx_server.engine.seating import Seating
 from mlx_server.engine.sequence import Sequence, Status
 
 QUIET = 4
-"""Chunks' worth of prompt tokens in a step without decode rows."""
+"""Chunks' worth of prompt tokens in a step of a prompt that holds up nobody."""
 
 LOOKAHEAD = 16
 """Waiting sequences that are looked at for how many of one size are to be seated."""
@@ -184,7 +184,7 @@ class Scheduler:
         self.running.append(sequence)
 
     def _prefill_rows(self, decoding: bool) -> list[Scheduled]:
-        """Prompt chunks under the budget, which is larger while no stream waits for the step.
+        """Prompt chunks under the budget, which is larger for a prompt that runs alone.
 
         The oldest prompt gets at least half of it, so that it always advances;
         the rest goes to the prompts with the least left, so that a long one
@@ -193,7 +193,8 @@ class Scheduler:
         prompts = [s for s in self.running if s.num_to_compute > 1]
         if not prompts:
             return []
-        budget = self.prefill_chunk_size * (1 if decoding else QUIET)
+        alone = not decoding and len(self.running) == 1
+        budget = self.prefill_chunk_size * (QUIET if alone else 1)
         oldest, others = prompts[0], sorted(prompts[1:], key=lambda s: s.num_to_compute)
         shares = {oldest: self._chunk(oldest, -(-budget // 2) if others else budget)}
         budget -= shares[oldest]
