@@ -38,6 +38,7 @@ setup(
     ],
     extras_require={
         "cuda": ['mlx[cuda13]>=0.32.2,<0.33; sys_platform == "linux"'],
+        "bench": ["matplotlib>=3.8"],
         "test": [
             "hypothesis>=6",
             "openai>=2",

@@ -24,7 +24,7 @@ from benchmarks.report import number, pipes, plain
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
-CHUNK = 512
+CHUNK = 192
 """Prompt tokens per step of our engine: its default."""
 
 
@@ -52,7 +52,8 @@ def measure_ours(folder: Path, batch: int, context: int, steps: int) -> Point:
     import numpy as np
 
     from mlx_server.core import EngineRequest, SamplingParams
-    from mlx_server.engine.engine import Engine, Limits
+    from mlx_server.engine.engine import Engine
+    from mlx_server.engine.limits import Limits
     from mlx_server.engine.loading import load_engine
 
     engines: dict[str, Engine] = {}

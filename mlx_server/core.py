@@ -304,6 +304,22 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """How much of a prompt was known, for the log.
+
+    Args:
+        known: Tokens that did not have to be computed.
+        position: Where the nearest earlier conversation differs; None where it does not,
+        there, here: and the tokens that follow there and in this prompt.
+    """
+
+    known: int
+    position: int | None = None
+    there: tuple[int, ...] = ()
+    here: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What one step did for one sequence.
 
@@ -316,6 +332,7 @@ class TokenOutput:
         prompt_tokens_done: Prompt tokens computed so far.
         cached_tokens: Prompt tokens that were found in the prefix cache.
         finish_reason: Set on the sequence's last output.
+        origin: On its first output while the log level is DEBUG.
     """
 
     request_id: str
@@ -326,6 +343,7 @@ class TokenOutput:
     prompt_tokens_done: int = 0
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

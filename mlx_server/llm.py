@@ -8,6 +8,7 @@ Everything here runs on the thread of whoever asks; the engine sees tokens only.
 
 from __future__ import annotations
 
+import logging
 import queue
 import secrets
 import time
@@ -24,6 +25,7 @@ from mlx_server.core import (
     GenerationRequest,
     Heartbeat,
     Lull,
+    Origin,
     Progress,
     Prompt,
     SamplingParams,
@@ -34,11 +36,13 @@ from mlx_server.core import (
     TokenPrompt,
     Usage,
 )
-from mlx_server.engine.engine import no_room
+from mlx_server.engine.limits import no_room
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ContextLengthExceeded, DeadlineExceeded, RequestError, ServerError
 from mlx_server.text.output import Choice
 from mlx_server.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 MAX_SEQUENCES = 4096
 """The most replies that one request may ask for, prompts times n."""
@@ -249,12 +253,28 @@ class Generation:
 
     def _feed(self, output: TokenOutput) -> Iterator[Delta]:
         choice = self._choices[output.request_id, output.index]
+        if output.origin is not None:
+            self._log_origin(output, output.origin)
         if choice.finished:
             return
         yield from choice.feed(output)
         if choice.finished and output.finish_reason is None:
             # A stop string matched; the engine does not know yet.
             self._llm.worker.abort(output.request_id, output.index)
+
+    def _log_origin(self, output: TokenOutput, origin: Origin) -> None:
+        size = next(len(r.token_ids) for r in self._requests if r.id == output.request_id)
+        story = f"{output.request_id}: {origin.known} of {size} prompt tokens are known"
+        if origin.position is not None:
+            there, here = (
+                self._llm.tokenizer.decode(ids, skip_special_tokens=False)
+                for ids in (origin.there, origin.here)
+            )
+            story += (
+                f"; the nearest earlier conversation differs from token {origin.position} on: "
+                f"{there!r} there, {here!r} here"
+            )
+        log.debug("%s", story)
 
     def _usage(self) -> Usage:
         """Each prompt counts once, however many replies it got."""

@@ -19,7 +19,8 @@ from typing import Any
 from mlx_server import demo
 from mlx_server.arrival import Arrival
 from mlx_server.config import Config
-from mlx_server.engine.engine import Engine, Limits
+from mlx_server.engine.engine import Engine
+from mlx_server.engine.limits import Limits
 from mlx_server.engine.loading import EngineInfo, load_engine, unload
 from mlx_server.engine.worker import Worker
 from mlx_server.llm import LLM

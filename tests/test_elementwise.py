@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_server.cache.elementwise import exp, silu
+from mlx_server.cache.elementwise import exp, logsumexp, silu
 
 
 def test_exp() -> None:
@@ -25,3 +25,10 @@ def test_silu(dtype: mx.Dtype) -> None:
         np.array(found.astype(mx.float32)), np.array(expected.astype(mx.float32)),
         rtol=5e-6, atol=1e-12,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [10, 20_000])
+def test_logsumexp(width: int) -> None:
+    x = mx.array(np.random.default_rng(0).normal(0, 30, (3, width)).astype(np.float32))
+    expected = mx.logsumexp(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.array(logsumexp(x)), np.array(expected), atol=1e-5)

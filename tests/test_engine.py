@@ -49,10 +49,15 @@ def test_greedy_rows_equal_mlx_lm(pair) -> None:
         assert found.reason(f"r{i}") == "length"
 
 
-def test_batched_equals_alone_for_every_option(pair) -> None:
+@pytest.mark.parametrize("prefix_bytes", [0, None])
+def test_batched_equals_alone_for_every_option(pair, prefix_bytes: int | None) -> None:
     _, ours = pair
-    requests = mixture(random_prompts([5, 33, 70, 12, 90, 8, 21, 50]))
-    together = run(make_engine(ours), *requests)
+    shared, *prompts = random_prompts([40, 5, 33, 70, 12, 90, 8, 21, 50])
+    requests = mixture(prompts[:4] + [shared + prompt for prompt in prompts[4:]])
+    engine = make_engine(ours, prefix_bytes=prefix_bytes)
+    together = run(engine, *requests)
+    assert engine.stats()["prefix_hits"] == 3  # who shares the beginning, also while it runs
+    engine.drop_all()
     for r in requests:
         alone = run(make_engine(ours), r)
         assert together.tokens(r.id) == alone.tokens(r.id)

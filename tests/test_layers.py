@@ -23,7 +23,7 @@ ALLOWED = {
     "metrics": SHARED,
     "cache": SHARED,
     "models": SHARED | {"cache"},
-    "sampling": SHARED,
+    "sampling": SHARED | {"cache"},
     "text": SHARED,
     "engine": SHARED | {"cache", "models", "sampling"},
     "llm": SHARED | {"engine", "text", "models", "metrics"},

@@ -11,7 +11,7 @@ from models import Collected, make_engine, make_pair, random_prompts, request, r
 
 from mlx_server.cache.base import Cache, Seat
 from mlx_server.cache.prefix import BLOCK, PrefixCache, common_prefix
-from mlx_server.core import EngineRequest
+from mlx_server.core import EngineRequest, GenerationRequest, TextPrompt
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.scheduler import QUIET
 
@@ -77,6 +77,14 @@ def test_a_prompt_found_whole_computes_its_last_token(ours, engine, length: int)
     again, computed, _ = work(engine, request("b", prompt, **SAMPLED))
     assert computed == 1
     assert again.tokens("b") == first.tokens("a")
+
+
+def test_hits_and_misses_are_counted(ours, engine) -> None:
+    a, b = random_prompts([100, 90])
+    work(engine, request("a", a))
+    work(engine, request("b", b), request("c", a + [1]))
+    stats = engine.stats()
+    assert (stats["prefix_hits"], stats["prefix_misses"]) == (1, 2)
 
 
 def test_a_prefix_of_what_is_known_is_known(ours, engine) -> None:
@@ -250,9 +258,26 @@ def test_it_is_told_where_a_conversation_diverged(ours, engine, caplog) -> None:
     work(engine, request("a", prompt))
     changed = [*prompt[:70], (prompt[70] + 1) % 101, *prompt[71:]]
     with caplog.at_level(logging.DEBUG, "mlx_server.engine.seating"):
-        work(engine, request("b", changed))
+        found, _, _ = work(engine, request("b", changed))
+        origin, *rest = (output.origin for output in found.outputs["b", 0])
+        whole, _, _ = work(engine, request("c", prompt))
+    assert (origin.known, origin.position) == (70, 70)
+    assert origin.there == tuple(prompt[70:78]) and origin.here == tuple(changed[70:78])
+    assert not any(rest)
+    assert whole.outputs["c", 0][0].origin.position is None
+    quiet, _, _ = work(engine, request("d", changed[:90]))
+    assert quiet.outputs["d", 0][0].origin is None
+
+
+def test_the_log_quotes_where_a_conversation_diverged(open_pool, stories, caplog) -> None:
+    pool = open_pool(model=str(stories / "stories260k"))
+    with caplog.at_level(logging.DEBUG, "mlx_server"):
+        for name, text in (("a", "Once upon a time there was a dog"), ("b", "Once upon a cat")):
+            list(
+                pool.generate(GenerationRequest(name, None, (TextPrompt(text),), {"max_tokens": 2}))
+            )
     (message,) = [r.message for r in caplog.records if "differs" in r.message]
-    assert "b: 70 of 120 prompt tokens are known" in message and "from token 70 on" in message
+    assert message.startswith("b/0: ") and "time" in message and "cat" in message
 
 
 # ---------------------------------------------------------------- the cache by itself

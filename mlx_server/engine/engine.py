@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import count
 
 import numpy as np
 
 from mlx_server.cache.prefix import PrefixCache
-from mlx_server.cache.storage import Quantization
-from mlx_server.config import Config
 from mlx_server.core import EngineRequest, FinishReason, StepOutput, TokenOutput
+from mlx_server.engine.limits import Counters, Limits, bound, most_tokens, no_room
 from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
 from mlx_server.engine.sequence import Sequence, Status
@@ -26,56 +25,6 @@ MAX_FAILURES = 2
 
 Outputs = dict[str, StepOutput]
 """What a step did, per request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """
-    Args:
-        max_batch_size: Sequences that run at the same time.
-        prefill_chunk_size: Prompt tokens computed per step.
-        max_kv_bytes: Budget for keys and values; None sets no bound.
-        prompt_cache_bytes, prompt_cache_size: Bytes and entries that the prefix cache may
-            have of it; None sets no bound of its own.
-        quantization: Of keys and values; None stores them as they are computed.
-    """
-
-    max_batch_size: int
-    prefill_chunk_size: int
-    max_kv_bytes: int | None = None
-    prompt_cache_bytes: int | None = None
-    prompt_cache_size: int | None = None
-    quantization: Quantization | None = None
-
-    @classmethod
-    def of(cls, config: Config) -> Limits:
-        quantization = None
-        if config.kv_bits is not None:
-            quantization = Quantization(
-                config.kv_bits, config.kv_group_size, config.quantized_kv_start
-            )
-        return cls(
-            max_batch_size=config.max_batch_size,
-            prefill_chunk_size=config.prefill_chunk_size,
-            max_kv_bytes=config.max_kv_bytes,
-            prompt_cache_bytes=config.prompt_cache_bytes,
-            prompt_cache_size=config.prompt_cache_size,
-            quantization=quantization,
-        )
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the start.
-
-    Attributes:
-        prompt_tokens_computed: Also those computed again after a preemption.
-        generated_tokens: Sampled, those of ended rows that nobody got included.
-    """
-
-    steps: int = 0
-    prompt_tokens_computed: int = 0
-    generated_tokens: int = 0
 
 
 class Engine:
@@ -94,7 +43,7 @@ class Engine:
         if limits.max_kv_bytes is not None:
             model.cache.max_bytes = limits.max_kv_bytes
         self.prefixes = PrefixCache(
-            model.cache, _bound(limits.prompt_cache_bytes), _bound(limits.prompt_cache_size)
+            model.cache, bound(limits.prompt_cache_bytes), bound(limits.prompt_cache_size)
         )
         self.scheduler = Scheduler(
             model.cache,
@@ -103,7 +52,7 @@ class Engine:
             prefill_chunk_size=limits.prefill_chunk_size,
         )
         self.runner = Runner(model)
-        self.max_tokens = _most_tokens(model)
+        self.max_tokens = most_tokens(model)
         self.counters = Counters()
         self._flight: Flight | None = None
         self._requests: dict[str, list[Sequence]] = {}
@@ -172,6 +121,8 @@ class Engine:
         """What it has done, and what it holds just now; from any thread."""
         return asdict(self.counters) | {
             "prompt_tokens_cached": self.scheduler.seating.num_cached_tokens,
+            "prefix_hits": self.scheduler.seating.num_hits,
+            "prefix_misses": self.scheduler.seating.num_misses,
             "preemptions": self.scheduler.num_preemptions,
             "running": self.num_running,
             "waiting": self.num_waiting,
@@ -268,6 +219,7 @@ class Engine:
             reason = "length"
         if reason is not None:
             self._finish(sequence)
+        origin, sequence.origin = sequence.origin, None
         return TokenOutput(
             request_id=request.id,
             index=sequence.index,
@@ -277,6 +229,7 @@ class Engine:
             prompt_tokens_done=sequence.num_prompt_done,
             cached_tokens=sequence.num_cached_tokens,
             finish_reason=reason,
+            origin=origin,
         )
 
     def _finish(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -321,27 +274,3 @@ class Engine:
         outputs[culprit.request.id] = StepOutput(
             error=ServerError(f"The model failed on this request: {error}")
         )
-
-
-def _bound(limit: int | None) -> float:
-    return float("inf") if limit is None else limit
-
-
-def _most_tokens(model: ServedModel) -> int:
-    """The longest sequence whose keys and values fit the cache's budget, and the context."""
-    low, high = 0, model.context_length
-    while low < high:
-        middle = (low + high + 1) // 2
-        if model.cache.cost(middle) <= model.cache.max_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def no_room(prompt_tokens: int, max_tokens: int) -> str:
-    return (
-        f"The prompt has {prompt_tokens} tokens, but the memory for keys and values holds "
-        f"{max_tokens} with the reply. Shorten the prompt, or start the server with a larger "
-        "--max-kv-bytes."
-    )

@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from mlx_server.cache.storage import Quantization
 from mlx_server.engine import device
-from mlx_server.engine.engine import Engine, Limits
+from mlx_server.engine.engine import Engine
+from mlx_server.engine.limits import Limits
 from mlx_server.errors import ModelLoadError
 from mlx_server.models import loader
 from mlx_server.models.base import ServedModel

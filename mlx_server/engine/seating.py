@@ -13,6 +13,7 @@ from collections.abc import Sequence as Seq
 
 from mlx_server.cache.base import Cache, Seat
 from mlx_server.cache.prefix import Match, Prefix, PrefixCache, common_prefix
+from mlx_server.core import Origin
 from mlx_server.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ REWIND = 32
 """Where state cannot go back, a prompt leaves it so many tokens before its end as well:
 a chat template renders the end of a past turn in another way than that of the last."""
 
+QUOTED = 8
+"""Tokens that are shown of either side where a conversation differs from an earlier one."""
+
 
 class Seating:
     """
@@ -36,12 +40,15 @@ class Seating:
 
     Attributes:
         num_cached_tokens: Prompt tokens that did not have to be computed, in all.
+        num_hits, num_misses: Sequences that were seated behind something known, or not.
     """
 
     def __init__(self, cache: Cache, prefixes: PrefixCache) -> None:
         self.cache = cache
         self.prefixes = prefixes
         self.num_cached_tokens = 0
+        self.num_hits = 0
+        self.num_misses = 0
 
     # ------------------------------------------------------------ room
 
@@ -183,6 +190,8 @@ class Seating:
         """What was found, and where state is to be left that cannot be had by going back."""
         found, size = sequence.num_computed, sequence.num_prompt_tokens
         self.num_cached_tokens += min(found, size)
+        self.num_hits += found > 0
+        self.num_misses += found == 0
         if not sequence.num_prompt_done:
             sequence.num_cached_tokens = min(found, size)
         if not self.cache.can_truncate:
@@ -191,7 +200,7 @@ class Seating:
                 places.add(match.common)
             sequence.checkpoints |= {p for p in places if found < p < size}
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s", _story(sequence, found, match))
+            sequence.origin = _origin(sequence, found, match)
 
     def leave_checkpoint(self, sequence: Sequence, length: int) -> None:
         """Leave a copy of a sequence's state, which has just got to `length`."""
@@ -225,14 +234,11 @@ def _worthwhile(sequence: Sequence, gain: int, length: int) -> bool:
     return gain > 0 and (gain >= WORTHWHILE or 2 * length >= sequence.num_tokens)
 
 
-def _story(sequence: Sequence, found: int, match: Match | None) -> str:
-    size, tokens = sequence.num_prompt_tokens, sequence.tokens.view
-    story = f"{sequence.request.id}: {found} of {size} prompt tokens are known"
+def _origin(sequence: Sequence, found: int, match: Match | None) -> Origin:
+    tokens = sequence.tokens.view[: sequence.num_prompt_tokens]
     entry = match.prefix.tokens if match else tokens[:0]
     at = common_prefix(entry, tokens)
-    if at >= min(size, len(entry)):
-        return story
-    return (
-        f"{story}; the nearest earlier conversation ({len(entry)} tokens) differs from token "
-        f"{at} on: {entry[at : at + 4].tolist()} there, {tokens[at : at + 4].tolist()} here"
-    )
+    if at == min(len(tokens), len(entry)):
+        return Origin(found)
+    there, here = (tuple(ids[at : at + QUOTED].tolist()) for ids in (entry, tokens))
+    return Origin(found, at, there, here)

@@ -8,7 +8,7 @@ from dataclasses import InitVar, dataclass, field
 import numpy as np
 
 from mlx_server.cache.base import Seat
-from mlx_server.core import EngineRequest
+from mlx_server.core import EngineRequest, Origin
 
 
 class TokenBuffer:
@@ -67,6 +67,7 @@ class Sequence:
         arrival: Order of admission; the last to come is preempted first.
         follows: Whom it waits for, to go on from that sequence's first so many tokens.
         checkpoints: Lengths at which it leaves its state to the prefix cache.
+        origin: What was known of its prompt, until that is reported; only while debugging.
     """
 
     request: EngineRequest
@@ -83,6 +84,7 @@ class Sequence:
     num_cached_tokens: int = 0
     follows: tuple[Sequence, int] | None = None
     checkpoints: set[int] = field(default_factory=set)
+    origin: Origin | None = None
 
     def __post_init__(self, prompt: np.ndarray) -> None:
         self.tokens = TokenBuffer(prompt)

@@ -21,6 +21,7 @@ from functools import cached_property
 import mlx.core as mx
 import numpy as np
 
+from mlx_server.cache.elementwise import logsumexp
 from mlx_server.core import MAX_TOP_LOGPROBS, SamplingParams
 from mlx_server.sampling.processors import process
 from mlx_server.sampling.row import SamplingRow, column, power_of_two
@@ -95,7 +96,7 @@ def position_logprobs(
     """
     logits = logits.astype(mx.float32)
     # Only what is asked for is normalised: no second [P, V] array.
-    log_total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    log_total = logsumexp(logits)
     own = mx.take_along_axis(logits, token_ids[:, None], axis=-1) - log_total
     ids = _best(logits, top)
     return own[:, 0], ids, mx.take_along_axis(logits, ids, axis=-1) - log_total
