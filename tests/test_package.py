@@ -76,7 +76,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     mlx = sorted(r for r in requirements if re.match(r"mlx[\[<>=]", r))
     assert [bool(re.search(r"\bdarwin\b", r)) for r in mlx] == [True, False, False]
     assert [re.search(r"\[(\w+)\]", r).group(1) for r in mlx if "linux" in r] == ["cpu", "cuda13"]
-    assert set(data.get_all("Provides-Extra") or []) == {"cuda", "test"}
+    assert set(data.get_all("Provides-Extra") or []) == {"bench", "cuda", "test"}
 
 
 def test_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
