@@ -243,3 +243,17 @@ def test_when_the_engine_thread_dies_nobody_waits_for_it(worker: Worker) -> None
         submit(worker, "late")
     with pytest.raises(Unavailable):
         worker.call(lambda engines: None)
+
+
+def test_memory_that_is_only_kept_for_new_arrays_goes_back_when_there_is_no_work(
+    worker: Worker, monkeypatch
+) -> None:
+    monkeypatch.setattr("mlx_server.engine.worker.IDLE", 0.05)
+    last(submit(worker, "r", max_tokens=20))
+    worker.call(lambda engines: None)  # the wait that is under way has the old patience
+    for _ in range(100):
+        if not worker.stats()["cache_memory"]:
+            break
+        time.sleep(0.05)
+    assert worker.stats()["cache_memory"] == 0
+    assert last(submit(worker, "again", max_tokens=3)).error is None

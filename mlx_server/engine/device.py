@@ -18,7 +18,7 @@ MEMORY_SHARE = 0.7
 """Share of the memory beside the weights that keys and values may take."""
 
 
-SPARE_SHARE = 1 / 32
+SPARE_SHARE = 1 / 64
 """Share of the memory that freed buffers may keep for new arrays. MLX sets no bound: slabs
 and prompt chunks of ever other sizes would pile up."""
 
@@ -37,6 +37,11 @@ def release() -> None:
     """Called last on the engine thread: a stream that outlives its thread can abort the process."""
     mx.synchronize()
     mx.clear_streams()
+
+
+def give_back() -> None:
+    """Return freed buffers to the system."""
+    mx.clear_cache()
 
 
 def memory() -> dict[str, int]:

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 Outbox = queue.SimpleQueue[StepOutput]
 
+IDLE = 10.0
+"""Seconds without work after which memory that is only kept for new arrays goes back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Add:
@@ -208,7 +211,11 @@ class Worker:
     def _commands(self) -> Iterable[Command]:
         """All commands that have come; waits for one while there is nothing to step."""
         if not any(engine.busy for engine in self._engines.values()):
-            yield self._inbox.get()
+            try:
+                yield self._inbox.get(timeout=IDLE)
+            except queue.Empty:
+                device.give_back()
+                yield self._inbox.get()
         while True:
             try:
                 yield self._inbox.get_nowait()
