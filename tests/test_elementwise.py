@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+import shutil
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_server.cache.elementwise import exp, logsumexp, silu
+from mlx_server.cache import elementwise
+from mlx_server.cache.elementwise import fused, logsumexp, swiglu
 
 
-def test_exp() -> None:
-    x = np.linspace(-86, 86, 10_001).astype(np.float32)
-    np.testing.assert_allclose(np.array(exp(mx.array(x))), np.exp(x.astype(np.float64)), rtol=5e-6)
-    assert exp(mx.array([0.0, -1e30])).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+@pytest.fixture(params=[True, False], ids=["compiled", "no compiler"], autouse=True)
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each function anew, as on a machine with a compiler and on one without."""
+    if request.param and shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    if not request.param:
+        monkeypatch.setattr(elementwise.shutil, "which", lambda name: None)
+    for name in ("exp_below", "_swiglu", "_rms_norm"):
+        function = getattr(elementwise, name)
+        monkeypatch.setattr(elementwise, name, fused(function.__wrapped__))
+
+
+def test_exp_below() -> None:
+    top = mx.array([[3.0], [50.0]])
+    x = top - mx.array(np.linspace(0, 20, 10_001).astype(np.float32))
+    expected = np.exp(np.array(x, np.float64) - np.array(top))
+    np.testing.assert_allclose(np.array(elementwise.exp_below(x, top)), expected, rtol=1e-5)
+    far = mx.array([-87.0, -1e3, -1e30, -mx.inf])
+    assert elementwise.exp_below(far, mx.array([0.0])).tolist() == pytest.approx([0] * 4, abs=1e-30)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
-def test_silu(dtype: mx.Dtype) -> None:
+def test_swiglu(dtype: mx.Dtype) -> None:
     x = mx.concatenate([mx.linspace(-20, 20, 4001), mx.array([-1e4, -100, 0, 100, 1e4])])
-    found, expected = silu(x.astype(dtype)), nn.silu(x.astype(dtype))
+    x, up = x.astype(dtype), mx.linspace(-2, 2, 4006).astype(dtype)
+    found, expected = swiglu(x, up), nn.silu(x) * up
     assert found.dtype == dtype
     np.testing.assert_allclose(
         np.array(found.astype(mx.float32)), np.array(expected.astype(mx.float32)),
-        rtol=5e-6, atol=1e-12,
+        rtol=1e-5, atol=1e-12,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 16, 300])
+def test_rms_norm(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x, weight = (
+        mx.array(rng.normal(0, 3, (rows, 64)), mx.float32),
+        mx.array(rng.random(64), mx.float32),
+    )
+    expected = mx.fast.rms_norm(x, weight, 1e-5)
+    np.testing.assert_allclose(
+        np.array(elementwise.rms_norm(x, weight, 1e-5)), np.array(expected), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("width", [10, 20_000])

@@ -98,8 +98,11 @@ def test_whole_prompts_equal_mlx_lm(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "llama3", "yarn", "sliding", "sliding_wide"])
-def test_chunks_and_decode_rows_in_one_pass_equal_whole_prompts(name: str) -> None:
+@pytest.mark.parametrize("tile", [1, 16])
+def test_chunks_and_decode_rows_in_one_pass_equal_whole_prompts(name: str, tile: int) -> None:
+    """Also where the linear layers get spare rows up to a multiple of `tile`."""
     theirs, ours = make_pair(BASE | CONFIGS[name])
+    ours.tile = tile
     driver = Driver(ours, prompts([30, 45, 12, 33]))
     rng = np.random.default_rng(0)
     left = np.array([30, 45, 12, 33])

@@ -411,9 +411,10 @@ def test_experts_under_different_adapters_equal_mlx_lm(tmp_path: Path, length: i
     assert dict(model.named_modules()).keys() == modules.keys()
 
 
+@pytest.mark.parametrize("tile", [1, 16])
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_tied_head_under_adapters_sees_the_rows_it_is_given(
-    tmp_path: Path, bits: int | None
+    tmp_path: Path, bits: int | None, tile: int
 ) -> None:
     """Our Llama: a prompt chunk wants its last logits only, so the head has fewer rows."""
 
@@ -427,6 +428,7 @@ def test_a_tied_head_under_adapters_sees_the_rows_it_is_given(
     }
     model = make_pair(bits=bits)[1]
     model.bank = AdapterBank(model.module)
+    model.tile = tile
     for name, path in paths.items():
         model.bank.load(name, path)
     prompts = random_prompts([6, 5, 9, 4])

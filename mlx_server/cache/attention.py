@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_server.cache.elementwise import exp
+from mlx_server.cache.elementwise import exp_below
 
 FEW = 8_000
 """Scores up to which MLX's own composition is faster, having fewer operations."""
+
+HIDDEN = -1e30
+"""Added to the scores that a query does not see."""
 
 SCORES = 200_000
 """Scores that are made at a time: what stays in a core's cache while they are worked on."""
@@ -31,7 +34,7 @@ def attention(
     Args:
         queries: float32 [rows, heads, tokens, dim].
         keys, values: float32 [rows, kv_heads, columns, dim].
-        mask: Boolean, [rows, 1, 1, columns] or [tokens, columns]; "causal"; None.
+        mask: Boolean or to add, [rows, 1, 1, columns] or [tokens, columns]; "causal"; None.
     """
     rows, heads, tokens, dim = queries.shape
     columns = keys.shape[2]
@@ -59,12 +62,17 @@ def attention(
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
 
+def bias(mask: mx.array) -> mx.array:
+    """A boolean mask as one to add; such a one as it is."""
+    return mx.where(mask, 0.0, HIDDEN) if mask.dtype == mx.bool_ else mask
+
+
 def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
     shape, kv_heads, columns = queries.shape, keys.shape[1], keys.shape[2]
     folded = queries.reshape(shape[0], kv_heads, -1, shape[3])
     scores = (folded @ keys.swapaxes(-1, -2)).reshape(*shape[:3], columns)
     if mask is not None:
-        scores = scores + mx.where(mask, 0.0, -1e30)
-    weights = exp(scores - scores.max(axis=-1, keepdims=True))
+        scores = scores + bias(mask)
+    weights = exp_below(scores, scores.max(axis=-1, keepdims=True))
     out = weights.reshape(*folded.shape[:3], columns) @ values
     return out.reshape(shape) / weights.sum(axis=-1, keepdims=True)

@@ -81,9 +81,13 @@ class Slab:
         return len(self.seats) - self.seats.count(None)
 
     @property
+    def num_heads(self) -> int:
+        return self.layers[0][0].shape[1]
+
+    @property
     def nbytes(self) -> int:
         slots = len(self.seats) * self.capacity * len(self.layers)
-        return slots * self.storage.bytes_per_token(self.layers[0][0].shape[1])
+        return slots * self.storage.bytes_per_token(self.num_heads)
 
 
 @dataclass(slots=True, eq=False)

@@ -11,13 +11,16 @@ free slots would be more than half of it; each prompt chunk has a call of its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_server.cache.kv import KVSeat, Slab
+
+Made = TypeVar("Made")
 
 VIEW_STEP = 64
 """Views over several rows end at a multiple of this, so that their shapes repeat."""
@@ -29,7 +32,8 @@ class DecodeGroup:
 
     Attributes:
         lo, hi: The slots they span.
-        slots, positions: int32 [rows], where each row's new key goes.
+        cells: uint32 [rows, heads] thrice, slot, head and position of each new key. MLX
+            takes them as they are; from a slice it would make such arrays in every layer.
         end: Tokens of the longest row, the new one included.
         lengths: int32 [hi - lo, 1, 1, 1], each slot's tokens; None where no
             mask is needed (one row).
@@ -43,8 +47,7 @@ class DecodeGroup:
     stop: int
     lo: int
     hi: int
-    slots: mx.array
-    positions: mx.array
+    cells: tuple[mx.array, mx.array, mx.array]
     begin: int
     end: int
     lengths: mx.array | None
@@ -58,17 +61,17 @@ class DecodeGroup:
             if self.stop - self.start == 1:
                 array[self.lo : self.hi, :, self.end - 1 : self.end] = entry
             else:
-                array[self.slots, :, self.positions] = entry[:, :, 0]
+                array[self.cells] = entry[:, :, 0]
 
     def mask(self, begin: int, window: int | None) -> mx.array | None:
-        """Which of the view's columns each slot sees: bool [slots, 1, 1, columns]."""
+        """Which of the view's columns each slot sees: [slots, 1, 1, columns]."""
         if self.lengths is None:
             return None
         column = mx.arange(begin, self._view_end())
         seen = column < self.lengths
         if window is not None:
             seen = seen & (column >= self.lengths - window)
-        return seen
+        return self.slab.storage.mask(seen)
 
     def _view_end(self) -> int:
         if self.lengths is None:
@@ -111,7 +114,7 @@ class Chunk:
         if window is not None and self.end > window:
             query = mx.arange(self.offset, self.end)[:, None]
             column = mx.arange(self.begin(window), self.end)
-            return (column <= query) & (column > query - window)
+            return self.slab.storage.mask((column <= query) & (column > query - window))
         return None if self.stop - self.start == 1 else "causal"
 
     def begin(self, window: int | None) -> int:
@@ -142,14 +145,20 @@ class StepPlan:
         seats: The rows' seats in packed order, decode rows first.
         counts: New tokens of each row.
         windows: Sliding-window sizes that the model's layers use (None: full attention).
+        spare: Packed tokens behind the rows' that nobody reads.
 
     Attributes:
         positions: int32 [N], the position of every packed token in its sequence.
     """
 
     def __init__(
-        self, seats: Sequence[KVSeat], counts: Sequence[int], windows: Sequence[int | None]
+        self,
+        seats: Sequence[KVSeat],
+        counts: Sequence[int],
+        windows: Sequence[int | None],
+        spare: int = 0,
     ) -> None:
+        self.spare = spare
         num_decode = next((i for i, n in enumerate(counts) if n > 1), len(counts))
         self.num_decode = num_decode
         self.groups = list(_decode_groups(seats[:num_decode]))
@@ -160,7 +169,7 @@ class StepPlan:
             self.chunks.append(Chunk(seat.slab, seat.slot, at, at + count, seat.length))
             at += count
         spans = [np.arange(s, s + n, dtype=np.int32) for s, n in zip(starts, counts, strict=True)]
-        self.positions = mx.array(np.concatenate(spans))
+        self.positions = mx.array(np.concatenate([*spans, np.zeros(spare, np.int32)]))
         # Masks are the same in every layer of one window size.
         self._masks = {
             w: (
@@ -169,6 +178,14 @@ class StepPlan:
             )
             for w in set(windows)
         }
+
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What the layers share: made by the first that asks."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @staticmethod
     def _begin(group: DecodeGroup, window: int | None) -> int:
@@ -206,6 +223,8 @@ class StepPlan:
             chunk.write(layer, k, v)
             out = chunk.attend(layer, q, mask, window, scale)
             outputs.append(out[0].transpose(1, 0, 2).reshape(chunk.stop - chunk.start, -1))
+        if self.spare:
+            outputs.append(mx.zeros((self.spare, outputs[0].shape[1]), outputs[0].dtype))
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
 
@@ -223,6 +242,14 @@ def _runs(seats: Sequence[KVSeat]) -> list[list[KVSeat]]:
         else:
             runs.append([seat])
     return runs
+
+
+def _cells(
+    slots: np.ndarray, num_heads: int, positions: np.ndarray
+) -> tuple[mx.array, mx.array, mx.array]:
+    grid = np.broadcast_arrays(slots[:, None], np.arange(num_heads), positions[:, None])
+    slot, head, position = (mx.array(part.astype(np.uint32)) for part in grid)
+    return slot, head, position
 
 
 def _decode_groups(seats: Sequence[KVSeat]) -> list[DecodeGroup]:
@@ -246,8 +273,7 @@ def _decode_groups(seats: Sequence[KVSeat]) -> list[DecodeGroup]:
                 stop=start + len(rows),
                 lo=lo,
                 hi=hi,
-                slots=mx.array(slots),
-                positions=mx.array(lengths - 1),
+                cells=_cells(slots, rows[0].slab.num_heads, lengths - 1),
                 begin=int(lengths.min()),
                 end=int(lengths.max()),
                 lengths=None if alone else mx.array(slot_lengths.reshape(-1, 1, 1, 1)),

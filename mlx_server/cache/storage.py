@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_server.cache.attention import attention
+from mlx_server.cache.attention import attention, bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,10 @@ class Storage(ABC):
             As `queries`.
         """
 
+    def mask(self, seen: mx.array) -> mx.array:
+        """A boolean mask in the form that `attend` takes soonest; made once for all layers."""
+        return seen
+
     def bytes_per_token(self, num_kv_heads: int) -> int:
         """Of one layer."""
         return num_kv_heads * sum(width * dtype.size for width, dtype in self.widths)
@@ -77,6 +81,9 @@ class Plain(Storage):
 
     def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
         return keys, values
+
+    def mask(self, seen: mx.array) -> mx.array:
+        return bias(seen) if self._composed else seen
 
     def attend(
         self,

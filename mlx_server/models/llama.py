@@ -18,15 +18,17 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_server.cache.elementwise import silu
+from mlx_server.cache.elementwise import rms_norm, swiglu
 from mlx_server.cache.kv import KVCache
 from mlx_server.cache.plan import StepPlan
 from mlx_server.cache.storage import Quantization
 from mlx_server.models.base import Row, ServedModel
-from mlx_server.models.rope import Scaling, make_rope
+from mlx_server.models.rope import Rope, Scaling, make_rope
+from mlx_server.models.tile import padding, row_tile
 
 if TYPE_CHECKING:
     from mlx_server.models.lora import AdapterBank
+    from mlx_server.models.lora_rows import Pairs
 
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -135,8 +137,13 @@ def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and value > 0
 
 
+class Norm(nn.RMSNorm):
+    def __call__(self, x: mx.array) -> mx.array:
+        return rms_norm(x, self.weight, self.eps)
+
+
 class Attention(nn.Module):
-    def __init__(self, args: ModelArgs, layer: int) -> None:
+    def __init__(self, args: ModelArgs, layer: int, rope: Rope) -> None:
         super().__init__()
         self.layer = layer
         self.window = args.window(layer)
@@ -149,19 +156,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(args.hidden_size, keys, bias=bias)
         self.v_proj = nn.Linear(args.hidden_size, keys, bias=bias)
         self.o_proj = nn.Linear(queries, args.hidden_size, bias=bias)
-        self.rope = make_rope(
-            args.head_dim,
-            args.rope_theta,
-            args.rope_traditional,
-            args.rope_scaling,
-            args.max_position_embeddings,
-        )
+        self.rope = rope
 
     def __call__(self, x: mx.array, plan: StepPlan) -> mx.array:
         # Head counts come from the (possibly sharded) weights.
         shape = (x.shape[0], -1, 1, self.head_dim)
-        queries = self.rope(self.q_proj(x).reshape(shape), plan.positions)
-        keys = self.rope(self.k_proj(x).reshape(shape), plan.positions)
+        rotate = plan.once(self.rope, lambda: self.rope.rotation(plan.positions))
+        queries, keys = rotate(self.q_proj(x).reshape(shape)), rotate(self.k_proj(x).reshape(shape))
         values = self.v_proj(x).reshape(shape)
         out = plan.attend(self.layer, queries, keys, values, self.scale, self.window)
         return self.o_proj(out)
@@ -176,16 +177,16 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Layer(nn.Module):
-    def __init__(self, args: ModelArgs, layer: int) -> None:
+    def __init__(self, args: ModelArgs, layer: int, rope: Rope) -> None:
         super().__init__()
-        self.self_attn = Attention(args, layer)
+        self.self_attn = Attention(args, layer, rope)
         self.mlp = MLP(args)
-        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.input_layernorm = Norm(args.hidden_size, eps=args.rms_norm_eps)
+        self.post_attention_layernorm = Norm(args.hidden_size, eps=args.rms_norm_eps)
 
     def __call__(self, x: mx.array, plan: StepPlan) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), plan)
@@ -196,8 +197,15 @@ class Decoder(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.layers = [Layer(args, i) for i in range(args.num_hidden_layers)]
-        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        rope = make_rope(
+            args.head_dim,
+            args.rope_theta,
+            args.rope_traditional,
+            args.rope_scaling,
+            args.max_position_embeddings,
+        )
+        self.layers = [Layer(args, i, rope) for i in range(args.num_hidden_layers)]
+        self.norm = Norm(args.hidden_size, eps=args.rms_norm_eps)
 
     def __call__(self, tokens: mx.array, plan: StepPlan) -> mx.array:
         x = self.embed_tokens(tokens)
@@ -275,25 +283,36 @@ class LlamaModel(ServedModel):
         self.cache = KVCache(
             args.num_hidden_layers, args.num_key_value_heads, args.head_dim, key.dtype, quantization
         )
+        self.tile = row_tile(module)
         self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
     def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:
         seats = [row.seat for row in rows]
         counts = [row.num_tokens for row in rows]
-        plan = StepPlan(seats, counts, self.windows)
-        if self.bank is not None:
-            self.bank.select([(row.num_tokens, row.adapters) for row in rows])
+        spare = padding(len(tokens), self.tile)
+        plan = StepPlan(seats, counts, self.windows, spare)
+        if spare:
+            tokens = mx.pad(tokens, (0, spare))
+        self._select([(row.num_tokens, row.adapters) for row in rows], spare)
         hidden = self.module(tokens, plan)
         for row in rows:
             row.seat.length += row.num_tokens
         wanted = _logit_positions(counts, [row.num_logits for row in rows])
         if not len(wanted):
             return mx.zeros((0, self.vocab_size), hidden.dtype), [hidden[-1:, :1]]
-        if len(wanted) < len(tokens):
-            hidden = hidden[mx.array(wanted)]
-            if self.bank is not None:  # for an adapter on the head, which sees fewer rows
-                self.bank.select([(row.num_logits, row.adapters) for row in rows])
-        return self.module.logits(hidden), []
+        num_wanted = len(wanted)
+        if num_wanted < sum(counts):
+            spare = padding(num_wanted, self.tile)
+            hidden = hidden[mx.array(np.pad(wanted, (0, spare)))]
+            # For an adapter on the head, which sees fewer rows.
+            self._select([(row.num_logits, row.adapters) for row in rows], spare)
+        logits = self.module.logits(hidden)
+        return (logits if num_wanted == len(logits) else logits[:num_wanted]), []
+
+    def _select(self, segments: Sequence[tuple[int, Pairs]], spare: int) -> None:
+        """Say which adapters the next layers' rows have; the spare ones have none."""
+        if self.bank is not None:
+            self.bank.select([*segments, (spare, ())] if spare else segments)
 
 
 def _logit_positions(counts: Sequence[int], num_logits: Sequence[int]) -> np.ndarray:

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+
+from mlx_server.cache.elementwise import fused
 
 Scaling = Mapping[str, Any]
 
 
-class Rope(nn.Module):
+class Rope:
     """Rotates the first `dims` features of each head.
 
     Args:
@@ -45,7 +46,6 @@ class Rope(nn.Module):
         magnitude: float = 1.0,
         dynamic: tuple[float, int] | None = None,
     ) -> None:
-        super().__init__()
         self.dims = dims
         self.traditional = traditional
         self.base = base
@@ -56,39 +56,85 @@ class Rope(nn.Module):
 
     def __call__(self, x: mx.array, positions: mx.array) -> mx.array:
         """x: [N, heads, 1, dim], positions: int32 [N] → like x."""
+        return self.rotation(positions)(x)
+
+    def rotation(self, positions: mx.array) -> Rotation:
+        """What the layers of a step share."""
+        return Rotation(self, positions)
+
+    def angles(self, positions: mx.array) -> mx.array:
+        """positions: int32 [N] → float32 [N, dims / 2], as `mx.fast.rope` has them."""
+        steps = positions.astype(mx.float32)
         if self.dynamic is not None:
-            return self._rotate_dynamic(x, positions)
-        if self.magnitude != 1.0:
-            x = x.at[..., : self.dims].multiply(self.magnitude)
+            # The base grows with the sequence once it is longer than in training, so
+            # every token has periods of its own and mx.fast.rope cannot be used.
+            factor, trained = self.dynamic
+            growth = factor * mx.maximum(steps + 1, trained) / trained - (factor - 1)
+            base = self.base * growth ** (self.dims / (self.dims - 2))
+            exponents = mx.arange(0, self.dims, 2, dtype=mx.float32) / self.dims
+            return steps[:, None] / base[:, None] ** exponents
+        if self._periods is not None:
+            speeds = 1 / self._periods
+        else:
+            half = self.dims // 2
+            exponents = mx.arange(0, -half, -1, dtype=mx.float32)
+            speeds = mx.exp(exponents * (math.log(self.base) / half))
+        return (steps * self.position_scale)[:, None] * speeds
+
+
+class Rotation:
+    """Turns queries and keys at given positions.
+
+    MLX has a kernel for it on a GPU. On a CPU it would work out the same angles for
+    every layer anew, so here their sines are taken once.
+
+    Args:
+        positions: int32 [N].
+    """
+
+    def __init__(self, rope: Rope, positions: mx.array) -> None:
+        self._rope = rope
+        self._positions = positions
+        self._composed = rope.dynamic is not None or mx.default_device() == mx.cpu
+        # A feature's partner stands half the features on, or beside it.
+        half = rope.dims // 2
+        self._pairs = (half, 2) if rope.traditional else (2, half)
+        if self._composed:
+            angles = rope.angles(positions)
+            cos, sin = mx.cos(angles), mx.sin(angles)
+            axis = -1 if rope.traditional else -2
+            self._own = mx.stack([cos, cos], axis=axis)[:, None]
+            self._partner = mx.stack([-sin, sin], axis=axis)[:, None]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: [N, heads, 1, dim] → like x."""
+        rope = self._rope
+        if rope.magnitude != 1.0:
+            x = x.at[..., : rope.dims].multiply(rope.magnitude)
+        if self._composed:
+            return self._compose(x)
         return mx.fast.rope(
             x,
-            self.dims,
-            traditional=self.traditional,
-            base=None if self._periods is not None else self.base,
-            scale=self.position_scale,
-            offset=positions,
-            freqs=self._periods,
+            rope.dims,
+            traditional=rope.traditional,
+            base=None if rope._periods is not None else rope.base,
+            scale=rope.position_scale,
+            offset=self._positions,
+            freqs=rope._periods,
         )
 
-    def _rotate_dynamic(self, x: mx.array, positions: mx.array) -> mx.array:
-        # The base grows with the sequence once it is longer than in training, so
-        # every token has periods of its own and mx.fast.rope cannot be used.
-        factor, trained = self.dynamic
-        length = mx.maximum(positions.astype(mx.float32) + 1, trained)
-        growth = factor * length / trained - (factor - 1)
-        base = self.base * growth ** (self.dims / (self.dims - 2))
-        exponents = mx.arange(0, self.dims, 2, dtype=mx.float32) / self.dims
-        angles = positions.astype(mx.float32)[:, None] / base[:, None] ** exponents
-        cos, sin = (f(angles)[:, None, None, :] for f in (mx.cos, mx.sin))
-        rotated = x[..., : self.dims].astype(mx.float32)
-        if self.traditional:
-            a, b = rotated[..., 0::2], rotated[..., 1::2]
-            pairs = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-            rotated = pairs.reshape(rotated.shape)
-        else:
-            a, b = mx.split(rotated, 2, axis=-1)
-            rotated = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-        return mx.concatenate([rotated.astype(x.dtype), x[..., self.dims :]], axis=-1)
+    def _compose(self, x: mx.array) -> mx.array:
+        dims = self._rope.dims
+        turned = x[..., :dims].astype(mx.float32).reshape(*x.shape[:2], *self._pairs)
+        swapped = turned[..., ::-1] if self._rope.traditional else turned[..., ::-1, :]
+        turned = _turn(turned, self._own, swapped, self._partner)
+        turned = turned.reshape(*x.shape[:3], dims).astype(x.dtype)
+        return turned if dims == x.shape[-1] else mx.concatenate([turned, x[..., dims:]], axis=-1)
+
+
+@fused
+def _turn(own: mx.array, cos: mx.array, partner: mx.array, sin: mx.array) -> mx.array:
+    return own * cos + partner * sin
 
 
 def make_rope(
