@@ -60,9 +60,13 @@ def _exp(t: mx.array) -> mx.array:
     return result
 
 
-@fused
 def exp_below(x: mx.array, top: mx.array) -> mx.array:
-    """e^(x - top) for float32 x ≤ top; 0 where x is far below."""
+    """e^(x - top) for x ≤ top, by MLX itself where it has a kernel; 0 where x is far below."""
+    return _exp_below(x, top) if slow(x) else mx.exp(x - top)
+
+
+@fused
+def _exp_below(x: mx.array, top: mx.array) -> mx.array:
     # All powers of a distance above 0 are positive, so that nothing cancels or overflows to NaN.
     return mx.reciprocal(_exp(top - x))
 
