@@ -2,16 +2,14 @@
 
 MLX for Linux takes the numbers one by one there: an exponential costs fifteen times a
 product (measured: `silu` of [256, 1024] takes four times the matrix product before it).
-Where a compiler is at hand the operations of one function become a single kernel; without
-one they are as many calls with the same result.
+Where a compiler is at hand the operations of one function become one kernel, or a few
+(`engine/device.py` turns that off where there is none): a step's time there goes to MLX's
+cost per operation as much as to the numbers.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,29 +20,10 @@ FEW = 12_000
 _EXP = (2.0180902e-14, 7.7899326e-12, 2.4835612e-9, 6.3577762e-7, 1.2207031e-4, 0.015625, 1.0)
 """e^(t / 64), highest power first: least squares for |t| ≤ 20, until the error was even."""
 
-Function = Callable[..., mx.array]
-
-
-def fused(function: Function | None = None, *, any_shape: bool = True) -> Any:
-    """`function` as one kernel, or a few; as it is where MLX could not compile it.
-
-    Args:
-        any_shape: False makes kernels for each shape that comes: a little faster, for
-            functions that see few.
-    """
-    if function is None:
-        return lambda function: fused(function, any_shape=any_shape)
-    made: list[Function] = []
-
-    @wraps(function)
-    def call(*arrays: mx.array) -> mx.array:
-        if not made:
-            # MLX calls g++ for its CPU kernels.
-            found = shutil.which("g++") is not None
-            made.append(mx.compile(function, shapeless=any_shape) if found else function)
-        return made[0](*arrays)
-
-    return call
+# Kernels that hold for every shape, and for each shape that comes: a little faster,
+# for functions that see few.
+_fused = partial(mx.compile, shapeless=True)
+_fused_by_shape = mx.compile
 
 
 def _exp(t: mx.array) -> mx.array:
@@ -65,13 +44,13 @@ def exp_below(x: mx.array, top: mx.array) -> mx.array:
     return _exp_below(x, top) if slow(x) else mx.exp(x - top)
 
 
-@fused
+@_fused
 def _exp_below(x: mx.array, top: mx.array) -> mx.array:
     # All powers of a distance above 0 are positive, so that nothing cancels or overflows to NaN.
     return mx.reciprocal(_exp(top - x))
 
 
-@fused(any_shape=False)
+@_fused_by_shape
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * up / (1 + mx.reciprocal(_exp(mx.maximum(gate, -87.0))))
 
@@ -81,7 +60,7 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return _swiglu(gate, up) if slow(gate) else nn.silu(gate) * up
 
 
-@fused
+@_fused
 def _rms_norm(x: mx.array, weight: mx.array, share: mx.array, eps: mx.array) -> mx.array:
     return x * mx.rsqrt((x * x).sum(axis=-1, keepdims=True) * share + eps) * weight
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
-
-from mlx_server.cache.elementwise import fused
 
 Scaling = Mapping[str, Any]
 
@@ -132,7 +131,7 @@ class Rotation:
         return turned if dims == x.shape[-1] else mx.concatenate([turned, x[..., dims:]], axis=-1)
 
 
-@fused
+@partial(mx.compile, shapeless=True)
 def _turn(own: mx.array, cos: mx.array, partner: mx.array, sin: mx.array) -> mx.array:
     return own * cos + partner * sin
 
