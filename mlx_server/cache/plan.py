@@ -178,7 +178,6 @@ class StepPlan:
             )
             for w in set(windows)
         }
-
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:

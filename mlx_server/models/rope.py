@@ -53,10 +53,6 @@ class Rope:
         self.magnitude = magnitude
         self.dynamic = dynamic
 
-    def __call__(self, x: mx.array, positions: mx.array) -> mx.array:
-        """x: [N, heads, 1, dim], positions: int32 [N] → like x."""
-        return self.rotation(positions)(x)
-
     def rotation(self, positions: mx.array) -> Rotation:
         """What the layers of a step share."""
         return Rotation(self, positions)
