@@ -181,7 +181,7 @@ def test_one_that_listens_gets_what_one_that_waits_gets(open_pool, stories: Path
 def test_a_long_prefill_does_not_keep_a_client_in_silence(
     open_pool, stories: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("mlx_server.llm.HEARTBEAT", 0.05)
+    monkeypatch.setattr("mlx_server.llm.HEARTBEAT", 0.002)  # 250 steps take far longer than two
     pool = open_pool(model=str(stories / "stories260k"), prefill_chunk_size=1)
     prompt = TokenPrompt((1, *[300] * 250))
     deltas = list(
