@@ -2,7 +2,7 @@
 
 A request travels as `GenerationRequest`; what comes back is a stream of
 `Delta`s, and a whole reply is the fold of that stream. Below `llm.py` there is
-no text: the engine gets `EngineRequest`s and answers with `TokenOutput`s.
+no text: `exchange.py` has what passes there.
 """
 
 from __future__ import annotations
@@ -269,92 +269,6 @@ class Done:
 
 
 Delta = Started | Progress | Heartbeat | Lull | Text | Finished | Done
-
-
-# ---------------------------------------------------------------- between llm.py and the engine
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """One prompt, as tokens, and the n sequences to grow from it.
-
-    Args:
-        id: Unique in the process.
-        token_ids: The prompt, at least one token.
-        params: Resolved; `max_tokens` is set and fits the context, `seed` is set.
-        n: Sequences to generate; sequence i draws from f(seed, i, position).
-        adapters: Sorted (adapter, scale) pairs.
-        eos_token_ids: Tokens that end a sequence unless `ignore_eos`.
-    """
-
-    id: str
-    token_ids: tuple[int, ...]
-    params: SamplingParams
-    n: int = 1
-    adapters: tuple[AdapterScale, ...] = ()
-    eos_token_ids: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Log-probabilities at one position: the token's own and the best (id, value) pairs."""
-
-    logprob: float | None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """How much of a prompt was known, for the log.
-
-    Args:
-        known: Tokens that did not have to be computed.
-        position: Where the nearest earlier conversation differs; None where it does not,
-        there, here: and the tokens that follow there and in this prompt.
-    """
-
-    known: int
-    position: int | None = None
-    there: tuple[int, ...] = ()
-    here: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """What one step did for one sequence.
-
-    Args:
-        request_id, index: Which sequence of which request.
-        token_ids: New tokens, usually one; none for mere progress. An end
-            token is included when it ended the sequence.
-        logprobs: One entry per token where asked for, else empty.
-        prompt_logprobs: Entries for prompt tokens computed in this step.
-        prompt_tokens_done: Prompt tokens computed so far.
-        cached_tokens: Prompt tokens that were found in the prefix cache.
-        finish_reason: Set on the sequence's last output.
-        origin: On its first output while the log level is DEBUG.
-    """
-
-    request_id: str
-    index: int
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[Candidates, ...] = ()
-    prompt_logprobs: tuple[Candidates, ...] = ()
-    prompt_tokens_done: int = 0
-    cached_tokens: int = 0
-    finish_reason: FinishReason | None = None
-    origin: Origin | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What one step did for one request: the only type an outbox carries.
-
-    `error` ends the request; it is the request's own, never another's.
-    """
-
-    outputs: tuple[TokenOutput, ...] = ()
-    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)

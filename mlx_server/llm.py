@@ -20,25 +20,22 @@ from mlx_server.core import (
     AdapterScale,
     Delta,
     Done,
-    EngineRequest,
     Finished,
     GenerationRequest,
     Heartbeat,
     Lull,
-    Origin,
     Progress,
     Prompt,
     SamplingParams,
     Started,
-    StepOutput,
     TextPrompt,
-    TokenOutput,
     TokenPrompt,
     Usage,
 )
 from mlx_server.engine.limits import no_room
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ContextLengthExceeded, DeadlineExceeded, RequestError, ServerError
+from mlx_server.exchange import EngineRequest, Origin, StepOutput, TokenOutput
 from mlx_server.text.output import Choice
 from mlx_server.text.tokenizer import Tokenizer
 

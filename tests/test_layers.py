@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlx_server"
-SHARED = {"core", "errors", "config"}
+SHARED = {"core", "exchange", "errors", "config"}
 
 ALLOWED = {
     "core": set(),
+    "exchange": {"core"},
     "errors": set(),
     "config": set(),
     "metrics": SHARED,

@@ -10,9 +10,10 @@ from models import Collected, make_engine, make_pair, random_prompts, request, r
 
 from mlx_server.cache.base import Cache, Seat
 from mlx_server.cache.prefix import BLOCK, PrefixCache, common_prefix
-from mlx_server.core import EngineRequest, GenerationRequest, TextPrompt
+from mlx_server.core import GenerationRequest, TextPrompt
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.scheduler import QUIET
+from mlx_server.exchange import EngineRequest
 
 SAMPLED = {"temperature": 1.0, "seed": 4, "logprobs": 2}
 

@@ -17,10 +17,11 @@ import pytest
 from models import Collected, make_engine, request
 
 from mlx_server.cache.kv import KVCache
-from mlx_server.core import EngineRequest, SamplingParams
+from mlx_server.core import SamplingParams
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.scheduler import QUIET
 from mlx_server.engine.sequence import Status
+from mlx_server.exchange import EngineRequest
 from mlx_server.models.base import Row, ServedModel
 
 VOCAB = 251

@@ -18,13 +18,13 @@ from mlx_server.core import (
     Heartbeat,
     Lull,
     Progress,
-    StepOutput,
     Text,
     TextPrompt,
     TokenPrompt,
 )
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
+from mlx_server.exchange import StepOutput
 from mlx_server.llm import Generation
 
 

@@ -28,9 +28,9 @@ from zoo_models import (
     tokens_of,
 )
 
-from mlx_server.core import EngineRequest
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.seating import REWIND
+from mlx_server.exchange import EngineRequest
 from mlx_server.models.zoo import ZooModel
 
 EVERY = [*MODELS, *EXTRA]

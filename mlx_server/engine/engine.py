@@ -10,12 +10,13 @@ from itertools import count
 import numpy as np
 
 from mlx_server.cache.prefix import PrefixCache
-from mlx_server.core import EngineRequest, FinishReason, StepOutput, TokenOutput
+from mlx_server.core import FinishReason
 from mlx_server.engine.limits import Counters, Limits, bound, most_tokens, no_room
 from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
 from mlx_server.engine.sequence import Sequence, Status
 from mlx_server.errors import RequestError, ServerError
+from mlx_server.exchange import EngineRequest, StepOutput, TokenOutput
 from mlx_server.models.base import ServedModel
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_server.core import Candidates
 from mlx_server.engine.scheduler import Scheduled
 from mlx_server.engine.sequence import Sequence
+from mlx_server.exchange import Candidates
 from mlx_server.models.base import Row, ServedModel
 from mlx_server.sampling.row import SamplingRow
 from mlx_server.sampling.sampler import Sampled, position_logprobs, sample

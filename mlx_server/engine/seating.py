@@ -13,8 +13,8 @@ from collections.abc import Sequence as Seq
 
 from mlx_server.cache.base import Cache, Seat
 from mlx_server.cache.prefix import Match, Prefix, PrefixCache, common_prefix
-from mlx_server.core import Origin
 from mlx_server.engine.sequence import Sequence
+from mlx_server.exchange import Origin
 
 log = logging.getLogger(__name__)
 

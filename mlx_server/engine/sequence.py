@@ -8,7 +8,7 @@ from dataclasses import InitVar, dataclass, field
 import numpy as np
 
 from mlx_server.cache.base import Seat
-from mlx_server.core import EngineRequest, Origin
+from mlx_server.exchange import EngineRequest, Origin
 
 
 class TokenBuffer:

@@ -11,10 +11,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_server.core import EngineRequest, StepOutput
 from mlx_server.engine import device
 from mlx_server.engine.engine import Engine
 from mlx_server.errors import ServerError, Unavailable
+from mlx_server.exchange import EngineRequest, StepOutput
 
 log = logging.getLogger(__name__)
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlx_server.core import (
-    Candidates,
     Delta,
-    EngineRequest,
     Finished,
     FinishReason,
     Progress,
     Text,
     TokenLogprob,
-    TokenOutput,
     TopLogprob,
     Usage,
 )
+from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
 from mlx_server.text.stop import StopChecker
 from mlx_server.text.tokenizer import Tokenizer
 
