@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from mlx_server.core import Delta, GenerationRequest, Heartbeat
+from mlx_server.core import GenerationRequest
+from mlx_server.deltas import Delta, Heartbeat
 from mlx_server.errors import DeadlineExceeded, ServerError
 from mlx_server.llm import HEARTBEAT, Generation
 

@@ -18,20 +18,13 @@ from typing import Any
 
 from mlx_server.core import (
     AdapterScale,
-    Delta,
-    Done,
-    Finished,
     GenerationRequest,
-    Heartbeat,
-    Lull,
-    Progress,
     Prompt,
     SamplingParams,
-    Started,
     TextPrompt,
     TokenPrompt,
-    Usage,
 )
+from mlx_server.deltas import Delta, Done, Finished, Heartbeat, Lull, Progress, Started, Usage
 from mlx_server.engine.limits import no_room
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ContextLengthExceeded, DeadlineExceeded, RequestError, ServerError

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from mlx_server.api import DIALECTS
 from mlx_server.api.base import HttpRequest, JsonReply, Reply
-from mlx_server.core import (
+from mlx_server.core import GenerationRequest, ModelCard
+from mlx_server.deltas import (
     Delta,
     Done,
     Finished,
-    GenerationRequest,
     Heartbeat,
-    ModelCard,
     Progress,
     Started,
     Text,

@@ -25,16 +25,8 @@ from mlx_server.api.base import HttpRequest
 from mlx_server.api.openai import SYSTEM_FINGERPRINT, OpenAIDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
 from mlx_server.api.schema import MAX_BIASED_TOKENS, MAX_DEPTH, got, mapping
-from mlx_server.core import (
-    SAMPLING_FIELDS,
-    Delta,
-    Message,
-    Text,
-    TextPart,
-    TokenLogprob,
-    ToolCall,
-    TopLogprob,
-)
+from mlx_server.core import SAMPLING_FIELDS, Message, TextPart, ToolCall
+from mlx_server.deltas import Delta, Text, TokenLogprob, TopLogprob
 from mlx_server.errors import (
     AuthenticationError,
     ContextLengthExceeded,

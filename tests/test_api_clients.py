@@ -12,7 +12,7 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from mlx_server.api.base import to_json
-from mlx_server.core import Delta, Text
+from mlx_server.deltas import Delta, Text
 from mlx_server.errors import RequestError
 
 CLIENTS = Path(__file__).parents[1] / "../shared/clients"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mlx_server.api.openai import SYSTEM_FINGERPRINT
 from mlx_server.api.openai_completions import CompletionBody, OpenAICompletions
-from mlx_server.core import Text, TextPrompt, TokenLogprob, TokenPrompt, TopLogprob
+from mlx_server.core import TextPrompt, TokenPrompt
+from mlx_server.deltas import Text, TokenLogprob, TopLogprob
 from mlx_server.errors import RequestError
 
 COMPLETIONS = "/v1/completions"

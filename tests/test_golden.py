@@ -10,14 +10,13 @@ import pytest
 
 from mlx_server.core import (
     ChatPrompt,
-    Finished,
     GenerationRequest,
     Message,
-    Text,
     TextPart,
     TextPrompt,
     TokenPrompt,
 )
+from mlx_server.deltas import Finished, Text
 from mlx_server.pool import ModelPool
 
 TOLERANCE = 2e-3

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlx_server"
-SHARED = {"core", "exchange", "errors", "config"}
+SHARED = {"core", "deltas", "exchange", "errors", "config"}
 
 ALLOWED = {
     "core": set(),
+    "deltas": {"core"},
     "exchange": {"core"},
     "errors": set(),
     "config": set(),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_server.core import GenerationRequest, Heartbeat, Text, TextPrompt, TokenPrompt
+from mlx_server.core import GenerationRequest, TextPrompt, TokenPrompt
+from mlx_server.deltas import Heartbeat, Text
 from mlx_server.errors import (
     DeadlineExceeded,
     ModelLoadError,

@@ -10,7 +10,7 @@ import pytest
 from test_http import Client, FakePool, Running, eventually, serving
 
 from mlx_server.api.base import Dialect, HttpRequest, Json, Route, StreamReply
-from mlx_server.core import Lull
+from mlx_server.deltas import Lull
 from mlx_server.errors import ServerError, Unavailable
 
 

@@ -12,16 +12,8 @@ from pathlib import Path
 import pytest
 from models import make_engine, make_pair, random_prompts, request
 
-from mlx_server.core import (
-    Delta,
-    GenerationRequest,
-    Heartbeat,
-    Lull,
-    Progress,
-    Text,
-    TextPrompt,
-    TokenPrompt,
-)
+from mlx_server.core import GenerationRequest, TextPrompt, TokenPrompt
+from mlx_server.deltas import Delta, Heartbeat, Lull, Progress, Text
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
 from mlx_server.exchange import StepOutput

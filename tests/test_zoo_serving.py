@@ -15,7 +15,8 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models import gemma3_text, mamba, mixtral, qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_server.core import Delta, Done, GenerationRequest, Text, TokenPrompt
+from mlx_server.core import GenerationRequest, TokenPrompt
+from mlx_server.deltas import Delta, Done, Text
 from mlx_server.errors import ModelLoadError
 from mlx_server.pool import ModelPool
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from mlx_server.core import Delta, GenerationRequest, Heartbeat, Lull, ModelCard
+from mlx_server.core import GenerationRequest, ModelCard
+from mlx_server.deltas import Delta, Heartbeat, Lull
 from mlx_server.errors import RequestError, ServerError
 
 log = logging.getLogger(__name__)

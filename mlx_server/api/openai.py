@@ -14,7 +14,8 @@ from typing import Any
 
 from mlx_server import __version__
 from mlx_server.api.base import Dialect, Formatter, Json, Pool, to_json
-from mlx_server.core import Delta, Done, Finished, GenerationRequest, Started, Text, Usage
+from mlx_server.core import GenerationRequest
+from mlx_server.deltas import Delta, Done, Finished, Started, Text, Usage
 from mlx_server.errors import ServerError
 
 SYSTEM_FINGERPRINT = f"fp_mlx_server-{__version__}"

@@ -33,15 +33,8 @@ from mlx_server.api.schema import (
     text_mapping,
     validate,
 )
-from mlx_server.core import (
-    ChatPrompt,
-    GenerationRequest,
-    ImagePart,
-    Message,
-    Text,
-    TextPart,
-    ToolCall,
-)
+from mlx_server.core import ChatPrompt, GenerationRequest, ImagePart, Message, TextPart, ToolCall
+from mlx_server.deltas import Text
 from mlx_server.errors import RequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")

@@ -30,7 +30,8 @@ from mlx_server.api.schema import (
     validate,
     wrong,
 )
-from mlx_server.core import GenerationRequest, Prompt, Text, TextPrompt, TokenLogprob, TokenPrompt
+from mlx_server.core import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from mlx_server.deltas import Text, TokenLogprob
 from mlx_server.errors import RequestError
 
 # ---------------------------------------------------------------- the body

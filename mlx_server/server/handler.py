@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from mlx_server.api.base import HttpRequest, JsonReply, Reply, StreamReply
-from mlx_server.core import Lull
+from mlx_server.deltas import Lull
 from mlx_server.errors import (
     AuthenticationError,
     MethodNotAllowed,

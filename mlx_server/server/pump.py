@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 
 from mlx_server.api.base import Listenable
-from mlx_server.core import Lull
+from mlx_server.deltas import Lull
 from mlx_server.server import wire
 from mlx_server.server.watcher import Presence
 from mlx_server.server.wire import Disconnected

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlx_server.core import (
-    Delta,
-    Finished,
-    FinishReason,
-    Progress,
-    Text,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
+from mlx_server.core import FinishReason
+from mlx_server.deltas import Delta, Finished, Progress, Text, TokenLogprob, TopLogprob, Usage
 from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
 from mlx_server.text.stop import StopChecker
 from mlx_server.text.tokenizer import Tokenizer

@@ -1,0 +1,107 @@
+"""What comes back: a stream of `Delta`s. A whole reply is their fold.
+
+Standard library only, frozen throughout, like `core.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mlx_server.core import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts. `cached` prompt tokens were found in the prefix cache."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    id: int
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated (or echoed) token.
+
+    Args:
+        logprob: None for a prompt's first token.
+        offset: Characters of the choice's text before the token's own; a token that is
+            a part of a character points at that.
+    """
+
+    id: int
+    token: str
+    bytes: bytes
+    logprob: float | None
+    top: tuple[TopLogprob, ...] = ()
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request is accepted: it is valid and it fits."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prompt tokens computed so far, of `total`."""
+
+    processed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Nothing came for a while; a stream sends a comment to keep the client waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lull:
+    """Nothing more has come yet. Only where whoever iterates asked to be told of news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the reply. `tokens` only where log-probabilities were asked for."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Choice `index` is complete. `stop_sequence`: the stop string that ended it."""
+
+    index: int
+    reason: FinishReason
+    stop_sequence: str | None
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Every choice is complete. The usage counts each prompt once."""
+
+    usage: Usage
+
+
+Delta = Started | Progress | Heartbeat | Lull | Text | Finished | Done
