@@ -33,6 +33,7 @@ setup(
         "huggingface-hub>=1.31,<3",
         "tokenizers>=0.22,<1",
         "jinja2>=3.1,<4",
+        "llguidance>=1.9,<2",
         "numpy>=1.26,<3",
         "pydantic>=2.8,<3",
     ],
@@ -41,6 +42,7 @@ setup(
         "bench": ["matplotlib>=3.8"],
         "test": [
             "hypothesis>=6",
+            "jsonschema>=4.18",
             "openai>=2",
             "pytest>=8",
             "requests>=2.31",

@@ -60,17 +60,39 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call.
+
+    Args:
+        name: What the model calls it by.
+        description: What it does, for the model.
+        parameters: JSON Schema of its arguments, an object's; None: anything.
+        strict: The client wants the arguments held to the schema or an error.
+    """
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """A conversation, rendered by the model's chat template.
 
     Args:
         template_args: Extra variables for the template (`chat_template_kwargs`).
         role_mapping: mlx-lm's role prefixes, for models without a template.
+        tools: The functions that the prompt tells the model of.
+        reasoning_effort: How much the model is to think, as the client says it ("low",
+            "high" …); templates that know no effort are told whether to think at all.
     """
 
     messages: tuple[Message, ...]
     template_args: Mapping[str, Any] = field(default_factory=dict)
     role_mapping: Mapping[str, str] | None = None
+    tools: tuple[Tool, ...] = ()
+    reasoning_effort: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +161,39 @@ class SamplingParams:
 SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
 
 
+GrammarKind = Literal["json_schema", "regex", "lark", "gbnf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a reply must follow.
+
+    Args:
+        kind: How `text` is written.
+        text: The grammar; a JSON Schema as JSON.
+        param: The request's field that it came in, for errors.
+    """
+
+    kind: GrammarKind
+    text: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Which calls a reply may hold.
+
+    Args:
+        tools: The functions that may be called, at least one.
+        required: The reply must be a call.
+        parallel: It may hold several.
+    """
+
+    tools: tuple[Tool, ...]
+    required: bool = False
+    parallel: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What a dialect makes of a request body.
@@ -153,6 +208,10 @@ class GenerationRequest:
         defaults: The dialect's own defaults.
         adapters: Path the client named in `adapters`, else None.
         echo: Give the prompt's text (and log-probabilities) back first.
+        grammar: What the reply's content must follow.
+        tool_use: The calls it may hold; None: calls are not looked for.
+        max_thinking_tokens: Tokens after which the model's reasoning is ended; -1:
+            it ends by itself; None: the command line's limit, if any.
         stream: Whether the client wants the deltas as they come.
         timeout: Seconds after which the request ends with DeadlineExceeded.
         format: What the dialect's formatter must remember of the body.
@@ -166,6 +225,9 @@ class GenerationRequest:
     n: int = 1
     adapters: str | None = None
     echo: bool = False
+    grammar: Grammar | None = None
+    tool_use: ToolUse | None = None
+    max_thinking_tokens: int | None = None
     stream: bool = False
     timeout: float | None = None
     format: Any = None

@@ -88,6 +88,36 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thinks before it answers; `tokens` as of `Text`."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """The reply's call number `call`, from 0, begins: its id and whole name are known."""
+
+    index: int
+    call: int
+    id: str
+    name: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of a call's arguments: all of them, joined, are its JSON text."""
+
+    index: int
+    call: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Choice `index` is complete. `stop_sequence`: the stop string that ended it."""
 
@@ -104,4 +134,15 @@ class Done:
     usage: Usage
 
 
-Delta = Started | Progress | Heartbeat | Lull | Text | Finished | Done
+Delta = (
+    Started
+    | Progress
+    | Heartbeat
+    | Lull
+    | Text
+    | Reasoning
+    | CallStarted
+    | CallArguments
+    | Finished
+    | Done
+)
