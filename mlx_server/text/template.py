@@ -3,20 +3,30 @@
 Templates are Jinja, rendered by transformers itself (its sandbox, its functions,
 its cache of compiled templates), so a rendering is exactly what
 `apply_chat_template` gives. What is added here is that templates differ in what
-they accept: some know one system message, some none, some silently leave out
-what they do not expect. `ChatTemplate` finds out with a few probes when it is
-made, and brings a conversation into a form that the template renders in full.
+they accept: some know one system message, some none, some no tools, some silently
+leave out what they do not expect. `ChatTemplate` finds out with a few probes when it
+is made, and brings a conversation into a form that the template renders in full.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from mlx_server.core import ImagePart, Message, TextPart, ToolCall
+from mlx_server.core import Message, TextPart, Tool
 from mlx_server.errors import RequestError
+from mlx_server.text.conversation import Conversation, forms_of, to_dicts
+from mlx_server.text.effort import SWITCHES, template_variables
+from mlx_server.text.generic_tools import SYSTEM_ROLES, completed_form, with_instructions
+from mlx_server.text.probes import (
+    SystemForms,
+    find_system_forms,
+    find_tool_call_style,
+    find_tool_form,
+    knows_developer,
+)
+from mlx_server.text.tool_history import ToolCallStyle, generic_style
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -55,149 +65,32 @@ _VARIABLE_SETS: tuple[Mapping[str, Any], ...] = (
     {"tools": [], "functions": "[]", "datetime": "unknown"},
 )
 
-_SYSTEM_ROLES = ("system", "developer")
-_PROBES = (1, 2, 5)
 
-Conversation = list[dict[str, Any]]
-
-
-# ---------------------------------------------------------------- messages as templates expect them
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallStyle:
-    """How a template reads a turn of tool calls: `arguments` as the object or
-    as its JSON text, and the `content` of a turn that has none."""
-
-    parse_arguments: bool = True
-    no_content: str | None = ""
-
-
-_TOOL_CALL_STYLES = (
-    ToolCallStyle(),
-    ToolCallStyle(parse_arguments=False),
-    ToolCallStyle(parse_arguments=False, no_content=None),
-    ToolCallStyle(no_content=None),
-)
-
-
-def to_dicts(
-    messages: Sequence[Message], style: ToolCallStyle = _TOOL_CALL_STYLES[0]
-) -> Conversation:
-    """The messages as Hugging Face templates expect them.
-
-    Raises:
-        RequestError: A part is an image.
-    """
-    names = {call.id: call.name for message in messages for call in message.tool_calls}
-    return [_to_dict(message, style, names) for message in messages]
-
-
-def _to_dict(message: Message, style: ToolCallStyle, names: Mapping[str, str]) -> dict[str, Any]:
-    if any(isinstance(part, ImagePart) for part in message.parts):
-        raise RequestError(
-            "This server does not support images; send text parts only.", param="messages"
-        )
-    content: str | None = message.text
-    if message.tool_calls and not content:
-        content = style.no_content
-    turn: dict[str, Any] = {"role": message.role, "content": content}
-    # Clients name a tool's result by the call's id alone, some templates want the tool's name.
-    name = message.name or names.get(message.tool_call_id or "")
-    if name is not None:
-        turn["name"] = name
-    if message.reasoning is not None:
-        turn["reasoning_content"] = message.reasoning
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        turn["tool_calls"] = [_tool_call(call, style) for call in message.tool_calls]
-    return turn
-
-
-def _tool_call(call: ToolCall, style: ToolCallStyle) -> dict[str, Any]:
-    arguments: Any = call.arguments
-    if style.parse_arguments:
-        try:
-            parsed = json.loads(call.arguments or "{}")
-        except (ValueError, RecursionError):
-            parsed = None
-        arguments = parsed if isinstance(parsed, dict) else call.arguments
-    function = {"name": call.name, "arguments": arguments}
-    return {"id": call.id, "type": "function", "function": function}
-
-
-def prefixed_text(messages: Sequence[Message], role_mapping: Mapping[str, str]) -> str:
+def prefixed_text(
+    messages: Sequence[Message], role_mapping: Mapping[str, str], tools: Sequence[Tool] = ()
+) -> str:
     """Each message behind its role's prefix and before `stop`, then the assistant's prefix.
 
     mlx-lm's form for models without a chat template; an empty mapping means
-    its own prefixes.
+    its own prefixes. Tools are told of in the form of `generic_tools`.
     """
     prefixes = role_mapping or _PREFIXES
     stop = prefixes.get("stop", "")
-    turns = [prefixes.get(turn["role"], "") + turn["content"] + stop for turn in to_dicts(messages)]
+    style = ToolCallStyle()
+    if tools:
+        messages, style = with_instructions(messages, tools), generic_style(())
+    conversation = to_dicts(messages, style)
+    turns = [prefixes.get(turn["role"], "") + turn["content"] + stop for turn in conversation]
     return ("".join(turns) + prefixes.get("assistant", "")).rstrip()
-
-
-# ---------------------------------------------------------------- forms of a conversation
-
-
-def as_sent(conversation: Conversation) -> Conversation:
-    return conversation
-
-
-def merged_system(conversation: Conversation) -> Conversation:
-    """One system message, at the start."""
-    system, others = _split_system(conversation)
-    return [{"role": system[0]["role"], "content": _joined(system)}, *others] if system else others
-
-
-def folded_system(conversation: Conversation) -> Conversation:
-    """No system message: its text begins the first user message."""
-    system, others = _split_system(conversation)
-    if not system:
-        return others
-    for index, turn in enumerate(others):
-        if turn["role"] == "user":
-            folded = {**turn, "content": _joined([*system, turn])}
-            return [*others[:index], folded, *others[index + 1 :]]
-    return [{"role": "user", "content": _joined(system)}, *others]
-
-
-def merged_runs(conversation: Conversation) -> Conversation:
-    """Neighbours of the same role, user or assistant, made one (tool calls stay apart)."""
-    merged: Conversation = []
-    for turn in conversation:
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last["role"] == turn["role"]
-            and turn["role"] in ("user", "assistant")
-            and not ("tool_calls" in last or "tool_calls" in turn)
-        ):
-            merged[-1] = {**last, **turn, "content": _joined([last, turn])}
-        else:
-            merged.append(turn)
-    return merged
-
-
-def _split_system(conversation: Conversation) -> tuple[Conversation, Conversation]:
-    system = [turn for turn in conversation if turn["role"] in _SYSTEM_ROLES]
-    return system, [turn for turn in conversation if turn["role"] not in _SYSTEM_ROLES]
-
-
-def _joined(turns: Conversation) -> str:
-    return "\n\n".join(turn["content"] for turn in turns if turn["content"])
-
-
-_FORMS: tuple[Callable[[Conversation], Conversation], ...] = (as_sent, merged_system, folded_system)
-
-
-# ---------------------------------------------------------------- the template
 
 
 class ChatTemplate:
     """A compiled template and what is known about it. Safe to share between threads.
+
+    Attributes:
+        source: The Jinja template.
+        knows_tools: Whether the template tells a model of its tools in the model's own way;
+            else they are told of in the form of `generic_tools`, and answered in that.
 
     Args:
         source: The Jinja template.
@@ -209,36 +102,39 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
-        from jinja2 import TemplateSyntaxError
-
         if reserved := RESERVED & variables.keys():
             raise ValueError(f"{sorted(reserved)[0]!r} cannot be set by a template variable")
         self.source = source
-        self._variables = dict(variables)
-        for extra in _VARIABLE_SETS:
-            text = self._try([{"role": "user", "content": "probe"}], extra)
-            if isinstance(text, TemplateSyntaxError):
-                raise text
-            if isinstance(text, str):
-                self._variables = {**extra, **variables}
-                break
-        self._knows_developer = "developer" in source and self._shows(_probe("developer", 2))
-        self._first_form = {
-            (role, length): self._find_form(_probe(role, length))
-            for role in _SYSTEM_ROLES
-            for length in _PROBES
-        }
-        self._style = self._find_tool_call_style()
+        self._variables = self._find_variables(variables)
+        self._knows_developer = knows_developer(source, self._try)
+        roles = SYSTEM_ROLES if self._knows_developer else ("system",)
+        self._plain_forms = find_system_forms(roles, self._try)
+        tool_form = find_tool_form(source, roles, self._try)
+        self.knows_tools = tool_form is not None
+        self._tool_form, self._tool_forms = tool_form or (completed_form, self._plain_forms)
+        self._style = find_tool_call_style(source, self._try)
+        self._generic_style = generic_style(self._style.reasoning_names)
 
     def render(
-        self, messages: Sequence[Message], template_args: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        template_args: Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        reasoning_effort: str | None = None,
     ) -> str:
         """The prompt up to where the assistant's reply begins.
 
         The conversation is rendered as it was sent where the template takes
         it. Else all system messages become one at the start; else their text
         goes into the first user message; in each case with neighbours of one
-        role merged if nothing else helps.
+        role merged if nothing else helps. Tools, calls and results that the
+        template refuses are told of in the generic form.
+
+        Args:
+            template_args: Variables for the template; they come before everything else.
+            tools: The functions that the model is told of.
+            reasoning_effort: See `template_variables`.
 
         Raises:
             RequestError: The template refuses every form (the message is the
@@ -251,9 +147,13 @@ class ChatTemplate:
                 f"{sorted(reserved)[0]!r} cannot be set by a template variable.",
                 param="chat_template_kwargs",
             )
+        thinking = template_variables(self.source, reasoning_effort)
+        if args.keys() & set(SWITCHES):  # the client turned one itself: another must not oppose it
+            thinking = {name: value for name, value in thinking.items() if name not in SWITCHES}
+        args = {**thinking, **args}
         first_error: Exception | None = None
-        for conversation in self._candidates(to_dicts(messages, self._style)):
-            text = self._try(conversation, args)
+        for conversation, variables in self._candidates(messages, tools):
+            text = self._try(conversation, {**variables, **args})
             if isinstance(text, str):
                 return text
             first_error = first_error or text
@@ -262,53 +162,66 @@ class ChatTemplate:
             param="messages",
         )
 
-    def _candidates(self, conversation: Conversation) -> Iterator[Conversation]:
-        """The forms to try, each different one once."""
-        roles = {turn["role"] for turn in conversation}
-        if "developer" in roles and not (self._knows_developer and "system" not in roles):
-            conversation = [
-                {**turn, "role": "system"} if turn["role"] == "developer" else turn
-                for turn in conversation
-            ]
-        role = "developer" if self._knows_developer and "developer" in roles else "system"
-        if not roles - set(_SYSTEM_ROLES):
-            length = 1
+    # ------------------------------------------------------------ what to try
+
+    def _candidates(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> Iterator[tuple[Conversation, Mapping[str, Any]]]:
+        """What to render and with which variables, the best first. Only what
+        raises is followed by the next."""
+        messages = self._with_known_roles(messages)
+        if tools and self.knows_tools:
+            told = self._with_filler(messages)
+            # Some templates fail at schemas in which something is left out.
+            for form in dict.fromkeys((self._tool_form, completed_form)):
+                for conversation in self._formed(told, self._style, self._tool_forms):
+                    yield conversation, form(tools)
+        has_history = any(message.tool_calls or message.role == "tool" for message in messages)
+        if tools:
+            messages = with_instructions(messages, tools)
         else:
-            length = 5 if any(t["role"] in _SYSTEM_ROLES for t in conversation[1:]) else 2
-        tried: list[Conversation] = []
-        for form in _FORMS[self._first_form[role, length] :]:
-            for candidate in (form(conversation), merged_runs(form(conversation))):
-                if candidate not in tried:
-                    tried.append(candidate)
-                    yield candidate
+            for conversation in self._formed(messages, self._style, self._plain_forms):
+                yield conversation, {}
+        if tools or has_history:
+            for conversation in self._formed(messages, self._generic_style, self._plain_forms):
+                yield conversation, {}
 
-    def _find_form(self, probe: Conversation) -> int:
-        """The first form in which the template shows every message."""
-        for index, form in enumerate(_FORMS):
-            if self._shows(form(probe)):
-                return index
-        return 0
+    def _formed(
+        self, messages: Sequence[Message], style: ToolCallStyle, forms: SystemForms
+    ) -> Iterator[Conversation]:
+        conversation = to_dicts(messages, style)
+        yield from forms_of(conversation, forms.first_for(conversation))
 
-    def _shows(self, conversation: Conversation) -> bool:
-        text = self._try(conversation)
-        return isinstance(text, str) and all(turn["content"] in text for turn in conversation)
+    def _with_known_roles(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Developer messages stay where the template knows them and there are no system ones."""
+        roles = {message.role for message in messages}
+        if "developer" not in roles or (self._knows_developer and "system" not in roles):
+            return messages
+        return [replace(m, role="system") if m.role == "developer" else m for m in messages]
 
-    def _find_tool_call_style(self) -> ToolCallStyle:
-        call = ToolCall("call00001", "probe_name", '{"probe_key": "probe_value"}')
-        messages = (
-            Message("user", (TextPart("probe"),)),
-            Message("assistant", tool_calls=(call,)),
-            Message("tool", (TextPart("probe_result"),), tool_call_id=call.id),
-        )
-        for style in _TOOL_CALL_STYLES:
-            text = self._try(to_dicts(messages, style))
-            if isinstance(text, str) and "probe_name" in text and "probe_value" in text:
-                return style
-        return _TOOL_CALL_STYLES[0]
+    def _with_filler(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """With the system message that the template needs if it is to show tools."""
+        filler = self._tool_forms.filler
+        if filler is None or any(message.role in SYSTEM_ROLES for message in messages):
+            return messages
+        return [Message("system", (TextPart(filler),)), *messages]
 
-    def _try(
-        self, conversation: Conversation, args: Mapping[str, Any] | None = None
-    ) -> str | Exception:
+    # ------------------------------------------------------------ rendering
+
+    def _find_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables, with those that the template cannot do without."""
+        from jinja2 import TemplateSyntaxError
+
+        self._variables = dict(variables)
+        for extra in _VARIABLE_SETS:
+            text = self._try([{"role": "user", "content": "probe"}], extra)
+            if isinstance(text, TemplateSyntaxError):
+                raise text
+            if isinstance(text, str):
+                return {**extra, **variables}
+        return dict(variables)
+
+    def _try(self, conversation: Conversation, variables: Mapping[str, Any]) -> str | Exception:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -316,15 +229,9 @@ class ChatTemplate:
                 [conversation],
                 chat_template=self.source,
                 add_generation_prompt=True,
-                **{**self._variables, **(args or {})},
+                **{**self._variables, **variables},
             )
         # A template is a program: besides its own raise_exception it can fail in any way.
         except Exception as error:
             return error
         return text
-
-
-def _probe(role: str, length: int) -> Conversation:
-    """A system message alone (1), before a user's (2), and again later on (5)."""
-    roles = (role, "user", "assistant", role, "user")[:length]
-    return [{"role": r, "content": f"probe {i}"} for i, r in enumerate(roles)]

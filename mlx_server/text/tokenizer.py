@@ -7,9 +7,9 @@ which is not safe with many threads.
 
 from __future__ import annotations
 
-import json
+import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ from mlx_server.text.detokenizer import (
     sentencepiece_bytes,
     token_kind,
 )
+from mlx_server.text.formats import OutputFormat, choose_format
 from mlx_server.text.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, prefixed_text
+from mlx_server.text.tokenizer_files import load_hf, own_template, read_template
 
-_VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+_BEFORE = ("\n", ".", "a")
+"""Texts to put before another, to see how it is written behind something."""
+
+_TAG = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 class Tokenizer:
@@ -100,13 +105,13 @@ class Tokenizer:
         """
         from jinja2 import TemplateSyntaxError
 
-        hf = _load_hf(Path(path), trust_remote_code)
+        hf = load_hf(Path(path), trust_remote_code)
         if chat_template is not None:
-            source: str | None = _read_template(chat_template)
+            source: str | None = read_template(chat_template)
         elif use_default_chat_template:
             source = DEFAULT_CHAT_TEMPLATE
         else:
-            source = _own_template(hf, Path(path))
+            source = own_template(hf, Path(path))
         try:
             return cls(
                 hf, chat_template=source, template_args=template_args, eos_token_ids=eos_token_ids
@@ -130,11 +135,48 @@ class Tokenizer:
         with self._lock:
             return list(self._hf.encode(text, add_special_tokens=add_special_tokens))
 
+    def encode_within(self, text: str) -> list[int]:
+        """The tokens of a text as it stands within another: no special tokens, and no space
+        put before it, as many tokenizers do at the start of a text."""
+        wanted, markup = text.encode(), set(self.markup_tokens.values())
+        for before in ("", *_BEFORE):
+            ids = self.encode(before + text, add_special_tokens=False)
+            size = len(before.encode())
+            while ids and size >= len(self.token_bytes(ids[0])):
+                size -= len(self.token_bytes(ids.pop(0)))
+            same = size == 0 and b"".join(map(self.token_bytes, ids)) == wanted
+            if same and markup.isdisjoint(ids):
+                return ids
+        return self._spelled(wanted)
+
+    def _spelled(self, text: bytes) -> list[int]:
+        """Tokens that spell the bytes, the longest first; b"" where there is none."""
+        ids, at = [], 0
+        while at < len(text):
+            ends = range(min(len(text), at + self._longest), at, -1)
+            end = next((e for e in ends if text[at:e] in self._ids), None)
+            if end is None:
+                at += 1
+                continue
+            ids.append(self._ids[text[at:end]])
+            at = end
+        return ids
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template that renders conversations, the default one if there is no other."""
+        return self._template
+
     def render(self, prompt: ChatPrompt) -> str:
         """The conversation as text. Raises RequestError if the template refuses it."""
         if prompt.role_mapping is not None and not self.has_chat_template:
-            return prefixed_text(prompt.messages, prompt.role_mapping)
-        return self._template.render(prompt.messages, prompt.template_args)
+            return prefixed_text(prompt.messages, prompt.role_mapping, prompt.tools)
+        return self._template.render(
+            prompt.messages,
+            prompt.template_args,
+            tools=prompt.tools,
+            reasoning_effort=prompt.reasoning_effort,
+        )
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The prompt's ids; empty only if the prompt is and the model has no start token.
@@ -158,6 +200,35 @@ class Tokenizer:
         Ids outside the vocabulary have no text."""
         return self._decode([i for i in ids if i in self._tokens], skip_special_tokens)
 
+    @cached_property
+    def markup_tokens(self) -> dict[str, int]:
+        """Tokens that are no text, by how they are written: the special ones, and added ones
+        that look like tags (many models do not call "<tool_call>" special)."""
+        return {
+            text: i
+            for i, text in self._added.items()
+            if i in self.special_token_ids or _TAG.fullmatch(text)
+        }
+
+    def visible(self, markup: Set[str]) -> frozenset[int]:
+        """The special tokens among the texts by which replies are read, or within them."""
+        return frozenset(
+            i
+            for text, i in self.markup_tokens.items()
+            if i in self.special_token_ids and any(text in mark for mark in markup)
+        )
+
+    @cached_property
+    def format(self) -> OutputFormat:
+        """How the model's family writes reasoning and calls."""
+        template = self._template
+        return choose_format(template.source, self._hf.get_vocab(), template.knows_tools)
+
+    @property
+    def table(self) -> Sequence[bytes]:
+        """The bytes of every token, by id."""
+        return self._table
+
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of a token within a text; b"" outside the vocabulary."""
         return self._table[token_id] if 0 <= token_id < len(self._table) else b""
@@ -167,10 +238,18 @@ class Tokenizer:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def detokenizer(
-        self, prompt_ids: Sequence[int] = (), *, skip_special: bool = True
+        self,
+        prompt_ids: Sequence[int] = (),
+        *,
+        skip_special: bool = True,
+        shown: Set[int] = frozenset(),
     ) -> Detokenizer:
-        """A detokenizer for one reply to a prompt. Costs microseconds."""
-        hidden = self.special_token_ids if skip_special else frozenset()
+        """A detokenizer for one reply to a prompt. Costs microseconds.
+
+        Args:
+            shown: Special tokens that are not left out.
+        """
+        hidden = self.special_token_ids - shown if skip_special else frozenset()
         if self._kind == "other":
             return WindowDetokenizer(self.decode, hidden, prompt_ids=prompt_ids)
         strip = self._strips_first_space
@@ -186,6 +265,16 @@ class Tokenizer:
     def _tokens(self) -> dict[int, str]:
         """Every token as the vocabulary writes it."""
         return {i: token for token, i in self._hf.get_vocab().items()} | self._added
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        """Plain tokens by their bytes."""
+        markup = set(self.markup_tokens.values())
+        return {b: i for i, b in enumerate(self._table) if b and i not in markup}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids), default=0)
 
     @cached_property
     def _table(self) -> list[bytes]:
@@ -208,9 +297,6 @@ class Tokenizer:
         return table
 
 
-# ---------------------------------------------------------------- loading
-
-
 def _well_formed(text: str) -> str:
     """JSON can carry half of a surrogate pair, UTF-8 cannot: it becomes U+FFFD."""
     try:
@@ -218,58 +304,3 @@ def _well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def _load_hf(path: Path, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    if not trust_remote_code and not any(
-        found for pattern in _VOCABULARY_FILES for found in path.glob(pattern)
-    ):
-        raise ModelLoadError(
-            f"{path} has no tokenizer (no tokenizer.json, tokenizer.model or vocabulary): "
-            "copy the tokenizer's files there."
-        )
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    # tokenizers raises a bare Exception for a file that it cannot read.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if not trust_remote_code and "trust_remote_code" in reason:
-            raise ModelLoadError(
-                f"The tokenizer in {path} brings its own code; start with --trust-remote-code "
-                "if you trust it."
-            ) from None
-        raise ModelLoadError(
-            f"The tokenizer in {path} cannot be loaded: its files are damaged, incomplete or of "
-            f"an unknown kind; download them again ({reason[:200]})."
-        ) from None
-
-
-def _read_template(given: str) -> str:
-    """The template in a file, or `given` itself if it is one."""
-    if "{{" in given or "{%" in given:
-        return given
-    try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadError(
-            f"--chat-template {given}: {getattr(error, 'strerror', None) or error}; "
-            "give a readable file or the template itself."
-        ) from None
-
-
-def _own_template(hf: Any, path: Path) -> str | None:
-    template = hf.chat_template
-    if template is None and (path / "chat_template.json").is_file():
-        try:
-            template = json.loads((path / "chat_template.json").read_text(encoding="utf-8"))
-            template = template["chat_template"]
-        except (ValueError, KeyError, TypeError):
-            raise ModelLoadError(
-                f"{path / 'chat_template.json'} is damaged: download it again or give another "
-                "with --chat-template."
-            ) from None
-    if isinstance(template, dict):  # several, by name
-        template = template.get("default") or next(iter(template.values()), None)
-    return template
