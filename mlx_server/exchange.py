@@ -5,9 +5,43 @@ The engine gets `EngineRequest`s and answers each step with `StepOutput`s.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from mlx_server.core import AdapterScale, FinishReason, SamplingParams
+
+
+class GuideError(Exception):
+    """A guide cannot go on: the reply's grammar became too complex to follow."""
+
+
+class Guide(Protocol):
+    """What holds one sequence to a form. Used on the engine thread only.
+
+    For each token of the reply: `forced`, else `allowed`, then `accept`. All may raise
+    GuideError.
+    """
+
+    @property
+    def ended(self) -> bool:
+        """The reply is complete: nothing may follow, not even an end token."""
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, if that is known; they need no sampling."""
+        ...
+
+    def allowed(self) -> np.ndarray | None:
+        """The tokens that may come next, uint32 words of 32 bits each, the lowest bit
+        first; None allows all."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """The sequence got this token."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +55,7 @@ class EngineRequest:
         n: Sequences to generate; sequence i draws from f(seed, i, position).
         adapters: Sorted (adapter, scale) pairs.
         eos_token_ids: Tokens that end a sequence unless `ignore_eos`.
+        guide: Makes what holds a sequence to a form, one for each; None: nothing does.
     """
 
     id: str
@@ -29,6 +64,7 @@ class EngineRequest:
     n: int = 1
     adapters: tuple[AdapterScale, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
+    guide: Callable[[], Guide] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
 from mlx_server.engine.sequence import Sequence, Status
 from mlx_server.errors import RequestError, ServerError
-from mlx_server.exchange import EngineRequest, StepOutput, TokenOutput
+from mlx_server.exchange import EngineRequest, GuideError, StepOutput, TokenOutput
 from mlx_server.models.base import ServedModel
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class Engine:
     `step()` is pipelined: the next forward pass is built, and on a GPU on its way, before
     the tokens of the one before are read, so the device never waits for the host. A row
     that turns out to have ended is in one pass too many; that pass's token is dropped.
+    Where a row has a guide, the next pass runs while the last tokens are read and what may
+    follow them is found out; only then are its own tokens chosen.
     """
 
     def __init__(self, model: ServedModel, limits: Limits) -> None:
@@ -153,6 +155,8 @@ class Engine:
         except Exception as error:
             failed = error
         outputs = self._land(previous) if previous else {}
+        if failed is None and self._flight is not None and self._flight.logits is not None:
+            failed = self._choose(self._flight, outputs)
         if failed is not None:
             involved = [row.sequence for row in rows] or self.scheduler.next_up()
             self._recover(involved, failed, outputs)
@@ -193,11 +197,16 @@ class Engine:
             self._recover([row.sequence for row in flight.rows], error, outputs)
             return outputs
         found: defaultdict[str, list[TokenOutput]] = defaultdict(list)
+        given_up: Outputs = {}
         for result in landed:
             # Ended or aborted after this pass was submitted.
-            if result.row.sequence.status is not Status.FINISHED:
-                found[result.row.sequence.request.id].append(self._postprocess(result))
-        return {key: StepOutput(tuple(outputs)) for key, outputs in found.items()}
+            sequence = result.row.sequence
+            if sequence.status is not Status.FINISHED:
+                try:
+                    found[sequence.request.id].append(self._postprocess(result))
+                except GuideError as error:
+                    given_up |= self._give_up(sequence, error)
+        return {key: StepOutput(tuple(outputs)) for key, outputs in found.items()} | given_up
 
     def _postprocess(self, result: Landed) -> TokenOutput:
         row, sequence = result.row, result.row.sequence
@@ -211,11 +220,7 @@ class Engine:
         request, token_id = sequence.request, result.token_id
         reason: FinishReason | None = None
         if token_id is not None:
-            sequence.tokens.append(token_id)
-            if token_id in request.eos_token_ids and not request.params.ignore_eos:
-                reason = "stop"
-            elif len(sequence.tokens) - sequence.num_prompt_tokens >= request.params.max_tokens:
-                reason = "length"
+            reason = sequence.append(token_id)
         elif request.params.max_tokens == 0 and row.end == sequence.num_prompt_tokens:
             reason = "length"
         if reason is not None:
@@ -232,6 +237,70 @@ class Engine:
             finish_reason=reason,
             origin=origin,
         )
+
+    # ------------------------------------------------------------ guided rows
+
+    def _choose(self, flight: Flight, outputs: Outputs) -> Exception | None:
+        """Choose the tokens of a pass with guided rows, now that the ones before are known.
+        Returns what failed."""
+        allowed: dict[Sequence, np.ndarray | None] = {}
+        try:
+            for sequence in flight.sampling:
+                if sequence.status is Status.FINISHED:
+                    continue
+                try:
+                    extended = self._extend(sequence)
+                    if extended is None:
+                        guide = sequence.guide
+                        allowed[sequence] = None if guide is None else guide.allowed()
+                        continue
+                except GuideError as error:
+                    outputs |= self._give_up(sequence, error)
+                    continue
+                earlier = outputs.get(sequence.request.id, StepOutput())
+                joined = (*earlier.outputs, extended)
+                outputs[sequence.request.id] = replace(earlier, outputs=joined)
+            # Giving up ends the other sequences of a request, too.
+            left = {s: words for s, words in allowed.items() if s.status is not Status.FINISHED}
+            self.runner.choose(flight, left)
+            if self.runner.overlaps:
+                self.runner.launch(flight)
+        except Exception as error:
+            return error
+        return None
+
+    def _extend(self, sequence: Sequence) -> TokenOutput | None:
+        """Give a guided row the tokens that its guide leaves no choice about.
+
+        They are computed like a prompt's, all in one pass. None: there are none, and
+        its next one is to be sampled.
+        """
+        guide, params = sequence.guide, sequence.request.params
+        # Log-probabilities come from sampling, so there it goes token by token.
+        if guide is None or params.logprobs is not None or params.prompt_logprobs is not None:
+            return None
+        token_ids, reason = sequence.extend(guide.forced())
+        if not token_ids:
+            return None
+        self.counters.forced_tokens += len(token_ids)
+        self.counters.generated_tokens += len(token_ids) - 1  # one was counted as sampled
+        if reason is not None:
+            self._finish(sequence)
+        return TokenOutput(
+            request_id=sequence.request.id,
+            index=sequence.index,
+            token_ids=tuple(token_ids),
+            prompt_tokens_done=sequence.num_prompt_done,
+            cached_tokens=sequence.num_cached_tokens,
+            finish_reason=reason,
+        )
+
+    def _give_up(self, sequence: Sequence, error: GuideError) -> Outputs:
+        """End a request whose guide failed; it is nobody else's matter."""
+        request_id = sequence.request.id
+        log.warning("request %s cannot be guided any further: %s", request_id, error)
+        self.abort(request_id)
+        return {request_id: StepOutput(error=ServerError(str(error)))}
 
     def _finish(self, sequence: Sequence, *, keep: bool = True) -> None:
         self.scheduler.finish(sequence, keep=keep)

@@ -51,12 +51,14 @@ class Counters:
 
     Attributes:
         prompt_tokens_computed: Also those computed again after a preemption.
-        generated_tokens: Sampled, those of ended rows that nobody got included.
+        generated_tokens: Sampled, those of ended rows that nobody got included, or forced.
+        forced_tokens: Those that a grammar left no choice about.
     """
 
     steps: int = 0
     prompt_tokens_computed: int = 0
     generated_tokens: int = 0
+    forced_tokens: int = 0
 
 
 def bound(limit: int | None) -> float:

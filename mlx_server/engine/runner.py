@@ -44,6 +44,7 @@ class Flight:
 
     Attributes:
         sampling: The sequences that get a token, in the order of `sampled.tokens`.
+        logits: [M, V] of these, while their tokens are still to be chosen (`Runner.choose`).
         arrays: What is evaluated.
         error: What went wrong when it was launched.
     """
@@ -51,6 +52,7 @@ class Flight:
     rows: list[Scheduled]
     sampling: list[Sequence]
     sampled: Sampled | None
+    logits: mx.array | None
     prompt_logprobs: dict[Sequence, PromptLogprobs]
     arrays: list[mx.array]
     launched: bool = False
@@ -94,16 +96,44 @@ class Runner:
         ]
         starts = {r.sequence: r.sequence.num_computed for r in rows}
         logits, pending = self.model.forward(tokens, packed)
-        sampled, prompt_logprobs = self._sample(rows, packed, tokens, logits, starts)
+        prompt_logprobs = self._prompt_logprobs(packed, rows, logits, starts)
         arrays = list(pending)
-        if sampled is not None:
-            arrays += sampled.arrays()
         for entry in prompt_logprobs.values():
             arrays += entry.arrays()
         sampling = [r.sequence for r in rows if r.samples]
-        for sequence in sampling:
+        flight = Flight(rows, sampling, None, None, prompt_logprobs, arrays)
+        if not sampling:
+            return flight
+        flight.logits, last = _sampled_positions(rows, packed, logits, tokens)
+        if any(sequence.guide is not None for sequence in sampling):
+            flight.arrays.append(flight.logits)
+        else:
+            self._draw(flight, [_sampling_row(s) for s in sampling], last)
+        return flight
+
+    def choose(self, flight: Flight, allowed: dict[Sequence, np.ndarray | None]) -> None:
+        """Build the sampling of a flight with guided rows, whose tokens hang on what the
+        flight before brought: that has landed.
+
+        Args:
+            allowed: For those of `flight.sampling` that still are to get a token, which
+                tokens it may be (`Guide.allowed`).
+        """
+        places = [i for i, s in enumerate(flight.sampling) if s in allowed]
+        flight.sampling = [flight.sampling[i] for i in places]
+        if len(places) < len(flight.logits):
+            flight.logits = flight.logits[mx.array(places)] if places else None
+        if flight.logits is not None:
+            rows = [_sampling_row(s, allowed[s]) for s in flight.sampling]
+            self._draw(flight, rows, None)
+            flight.launched = False
+
+    def _draw(self, flight: Flight, rows: list[SamplingRow], last: mx.array | None) -> None:
+        flight.sampled = sample(flight.logits, rows, last)
+        flight.logits = None
+        flight.arrays += flight.sampled.arrays()
+        for sequence in flight.sampling:
             sequence.num_pending += 1
-        return Flight(rows, sampling, sampled, prompt_logprobs, arrays)
 
     def launch(self, flight: Flight) -> None:
         """Start computing a step."""
@@ -142,52 +172,23 @@ class Runner:
             return singles
         return mx.concatenate([singles, mx.array(np.concatenate(known[num_single:]))])
 
-    def _sample(
+    def _prompt_logprobs(
         self,
-        rows: list[Scheduled],
         packed: list[Row],
-        tokens: mx.array,
+        rows: list[Scheduled],
         logits: mx.array,
         starts: dict[Sequence, int],
-    ) -> tuple[Sampled | None, dict[Sequence, PromptLogprobs]]:
-        prompt_logprobs: dict[Sequence, PromptLogprobs] = {}
-        picks, inputs, sampling, at, token_at = [], [], [], 0, 0
+    ) -> dict[Sequence, PromptLogprobs]:
+        found, at = {}, 0
         for row, share in zip(rows, packed, strict=True):
             sequence = row.sequence
             if sequence.request.params.prompt_logprobs is not None:
                 span = logits[at : at + share.num_logits]
-                entry = self._prompt_logprobs(sequence, starts[sequence], span)
+                entry = _span_logprobs(sequence, starts[sequence], span)
                 if entry is not None:
-                    prompt_logprobs[sequence] = entry
+                    found[sequence] = entry
             at += share.num_logits
-            token_at += row.num_tokens
-            if row.samples:
-                picks.append(at - 1)
-                inputs.append(token_at - 1)
-                sampling.append(_sampling_row(sequence))
-        if not sampling:
-            return None, prompt_logprobs
-        if len(picks) < len(logits):
-            logits = logits[mx.array(picks)]
-        last = tokens if len(inputs) == len(tokens) else tokens[mx.array(inputs)]
-        return sample(logits, sampling, last), prompt_logprobs
-
-    def _prompt_logprobs(
-        self, sequence: Sequence, start: int, logits: mx.array
-    ) -> PromptLogprobs | None:
-        """Logits of positions start, start + 1 … tell of the tokens one further on."""
-        end = min(start + len(logits), sequence.num_prompt_tokens - 1)
-        first = sequence.num_prompt_logprobs == 0 and start == 0
-        # After a preemption only what was not reported yet.
-        begin = max(start, sequence.num_prompt_logprobs - 1)
-        if begin >= end and not first:
-            return None
-        ids = mx.array(sequence.tokens.view[begin + 1 : end + 1])
-        top = sequence.request.params.prompt_logprobs or 0
-        found = None
-        if begin < end:
-            found = position_logprobs(logits[begin - start : end - start], ids, top)
-        return PromptLogprobs(first, found)
+        return found
 
     def read(self, flight: Flight) -> list[Landed]:
         """Wait for the flight's tokens; the one place where host and device meet."""
@@ -218,6 +219,38 @@ class Runner:
         ]
 
 
+def _span_logprobs(sequence: Sequence, start: int, logits: mx.array) -> PromptLogprobs | None:
+    """Logits of positions start, start + 1 … tell of the tokens one further on."""
+    end = min(start + len(logits), sequence.num_prompt_tokens - 1)
+    first = sequence.num_prompt_logprobs == 0 and start == 0
+    # After a preemption only what was not reported yet.
+    begin = max(start, sequence.num_prompt_logprobs - 1)
+    if begin >= end and not first:
+        return None
+    ids = mx.array(sequence.tokens.view[begin + 1 : end + 1])
+    top = sequence.request.params.prompt_logprobs or 0
+    found = None
+    if begin < end:
+        found = position_logprobs(logits[begin - start : end - start], ids, top)
+    return PromptLogprobs(first, found)
+
+
+def _sampled_positions(
+    rows: list[Scheduled], packed: list[Row], logits: mx.array, tokens: mx.array
+) -> tuple[mx.array, mx.array]:
+    """The logits [M, V] that tokens are drawn from, and the M tokens before them."""
+    picks, inputs, at, token_at = [], [], 0, 0
+    for row, share in zip(rows, packed, strict=True):
+        at += share.num_logits
+        token_at += row.num_tokens
+        if row.samples:
+            picks.append(at - 1)
+            inputs.append(token_at - 1)
+    if len(picks) < len(logits):
+        logits = logits[mx.array(picks)]
+    return logits, tokens if len(inputs) == len(tokens) else tokens[mx.array(inputs)]
+
+
 def _num_logits(row: Scheduled) -> int:
     sequence = row.sequence
     in_prompt = sequence.num_computed < sequence.num_prompt_tokens
@@ -226,7 +259,7 @@ def _num_logits(row: Scheduled) -> int:
     return int(row.samples)
 
 
-def _sampling_row(sequence: Sequence) -> SamplingRow:
+def _sampling_row(sequence: Sequence, allowed: np.ndarray | None = None) -> SamplingRow:
     return SamplingRow(
         params=sequence.request.params,
         choice=sequence.index,
@@ -234,6 +267,7 @@ def _sampling_row(sequence: Sequence) -> SamplingRow:
         token_ids=sequence.tokens.view,
         num_prompt_tokens=sequence.num_prompt_tokens,
         pending=sequence.num_pending > 0,
+        allowed=allowed,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
 from mlx_server.cache.base import Seat
-from mlx_server.exchange import EngineRequest, Origin
+from mlx_server.core import FinishReason
+from mlx_server.exchange import EngineRequest, Guide, Origin
 
 
 class TokenBuffer:
@@ -68,6 +70,7 @@ class Sequence:
         follows: Whom it waits for, to go on from that sequence's first so many tokens.
         checkpoints: Lengths at which it leaves its state to the prefix cache.
         origin: What was known of its prompt, until that is reported; only while debugging.
+        guide: What holds its reply to a form; it has been told of all tokens in `tokens`.
     """
 
     request: EngineRequest
@@ -85,9 +88,11 @@ class Sequence:
     follows: tuple[Sequence, int] | None = None
     checkpoints: set[int] = field(default_factory=set)
     origin: Origin | None = None
+    guide: Guide | None = field(init=False)
 
     def __post_init__(self, prompt: np.ndarray) -> None:
         self.tokens = TokenBuffer(prompt)
+        self.guide = self.request.guide() if self.request.guide is not None else None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -120,3 +125,31 @@ class Sequence:
             return True
         # Only the prompt is to be evaluated (max_tokens 0, with its log-probabilities).
         return self.num_computed < self.num_prompt_tokens
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Add a token of its reply; returns why it ends with it, if it does.
+
+        Raises:
+            GuideError: It does not follow the guide, or that cannot go on.
+        """
+        request = self.request
+        self.tokens.append(token_id)
+        if token_id in request.eos_token_ids and not request.params.ignore_eos:
+            return "stop"
+        if self.guide is not None:
+            self.guide.accept(token_id)
+            if self.guide.ended:
+                return "stop"
+        # Not `num_left`, which counts what is on its way as well.
+        length = len(self.tokens) - self.num_prompt_tokens
+        return "length" if length >= request.params.max_tokens else None
+
+    def extend(self, token_ids: Iterable[int]) -> tuple[list[int], FinishReason | None]:
+        """Add tokens as long as it goes on; returns those that it got, and why it ended."""
+        added: list[int] = []
+        for token_id in tuple(token_ids):
+            added.append(token_id)
+            reason = self.append(token_id)
+            if reason is not None:
+                return added, reason
+        return added, None

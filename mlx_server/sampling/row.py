@@ -29,6 +29,7 @@ class SamplingRow:
         token_ids: int32 [k], prompt then reply, without the pending token.
         num_prompt_tokens: How many of `token_ids` are the prompt.
         pending: One more token of the reply follows `token_ids`.
+        allowed: The tokens it may be, uint32 [⌈V / 32⌉], the lowest bit first; None: all.
     """
 
     params: SamplingParams
@@ -37,6 +38,7 @@ class SamplingRow:
     token_ids: np.ndarray
     num_prompt_tokens: int
     pending: bool
+    allowed: np.ndarray | None = None
 
 
 def column(values: Iterable[Any], dtype: type = np.float32) -> mx.array:

@@ -1,6 +1,6 @@
 """From logits to tokens, for any mixture of settings in one lazy graph.
 
-    logits [M, V] ─ processors ─ rows fall into groups that take the same way:
+    logits [M, V] ─ processors ─ allowed tokens ─ rows fall into groups of the same way:
         greedy                     argmax
         no filter                  temperature, draw
         top_p | top_k + min_p | …  filters, temperature, draw
@@ -66,7 +66,7 @@ def sample(
         pending_tokens: int32 [M], the newest token of each row where
             `row.pending`; None if no row has one.
     """
-    processed = process(logits, rows, pending_tokens)
+    processed = constrain(process(logits, rows, pending_tokens), rows)
     groups: dict[Way, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(_way(row.params), []).append(i)
@@ -78,6 +78,26 @@ def sample(
     sampled = Sampled(tokens.astype(mx.int32))
     _add_logprobs(sampled, logits, rows)
     return sampled
+
+
+def constrain(logits: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
+    """Make impossible what `row.allowed` leaves out, in the rows that have it.
+
+    Args:
+        logits: [M, V].
+        rows: M rows.
+    """
+    guided = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if not guided:
+        return logits
+    num_rows, vocab_size = logits.shape
+    words = np.full((num_rows, -(-vocab_size // 32)), 0xFFFFFFFF, dtype=np.uint32)
+    for i in guided:
+        words[i] = rows[i].allowed
+    # The bits are spread out on the device: a 32nd of the bytes has to go there.
+    bits = (mx.array(words)[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    mask = bits.reshape(num_rows, -1)[:, :vocab_size]
+    return mx.where(mask, logits, -mx.inf)
 
 
 def position_logprobs(
