@@ -16,7 +16,7 @@ from typing import Protocol
 from mlx_server.core import GenerationRequest
 from mlx_server.deltas import Delta, Heartbeat
 from mlx_server.errors import DeadlineExceeded, ServerError
-from mlx_server.llm import HEARTBEAT, Generation
+from mlx_server.generation import HEARTBEAT, Generation
 
 
 class Home(Protocol):

@@ -102,6 +102,14 @@ def token_limit(text: str) -> int | None:
     return None if value == -1 else value
 
 
+def thinking_limit(text: str) -> int | None:
+    """-1 means no limit."""
+    value = int(text)
+    if value < -1:
+        raise ValueError("must be -1 (no limit) or at least 0")
+    return None if value == -1 else value
+
+
 def within(low: float, high: float) -> Callable[[str], float]:
     def convert(text: str) -> float:
         value = float(text)
@@ -195,6 +203,15 @@ class Config:
     top_p: float | None = option(None, "default top-p", within(0, 1), group="sampling")
     top_k: int | None = option(None, "default top-k; 0 keeps all", not_negative, group="sampling")
     min_p: float | None = option(None, "default min-p", within(0, 1), group="sampling")
+
+    reasoning_format: str = option(
+        "auto", "what becomes of a model's reasoning: auto gives it as `reasoning_content`, none "
+        "leaves it in the content", choices=("auto", "none"), group="sampling",
+    )  # fmt: skip
+    max_thinking_tokens: int | None = option(
+        None, "default limit of reasoning tokens, after which a model has to answer; -1 sets none",
+        thinking_limit, group="sampling",
+    )  # fmt: skip
 
     # ---- engine
     max_batch_size: int = option(

@@ -11,7 +11,7 @@ from mlx_server.config import Config
 from mlx_server.core import AdapterScale, GenerationRequest, ModelCard
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ModelLoadError, RequestError, Unavailable
-from mlx_server.llm import Generation
+from mlx_server.generation import Generation
 from mlx_server.models import hub
 from mlx_server.names import Names, unknown
 from mlx_server.residence import Entry, Residence

@@ -26,6 +26,7 @@ from mlx_server.engine.worker import Worker
 from mlx_server.llm import LLM
 from mlx_server.models import hub, loader
 from mlx_server.names import Names
+from mlx_server.replies import ReplyForms
 from mlx_server.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -219,11 +220,19 @@ class Residence:
             template_args=config.chat_template_args or {},
             eos_token_ids=info.eos_token_ids,
         )
+        replies = ReplyForms(
+            tokenizer,
+            info.vocab_size,
+            reasoning_format=config.reasoning_format,
+            max_thinking_tokens=config.max_thinking_tokens,
+        )
+        replies.grammars.prepare()
         llm = LLM(
             name=name,
             worker=self.worker,
             tokenizer=tokenizer,
             vocab_size=info.vocab_size,
+            replies=replies,
             context_length=info.context_length,
             kv_tokens=info.kv_tokens,
             defaults={**info.sampling, **_flag_defaults(config)},

@@ -28,12 +28,15 @@ ALLOWED = {
     "sampling": SHARED | {"cache"},
     "text": SHARED,
     "engine": SHARED | {"cache", "models", "sampling"},
-    "llm": SHARED | {"engine", "text", "models", "metrics"},
+    "replies": SHARED | {"sampling", "text"},
+    "generation": SHARED | {"engine", "replies", "text"},
+    "llm": SHARED | {"engine", "generation", "replies", "text", "models", "metrics"},
     "names": SHARED | {"models"},
-    "arrival": SHARED | {"llm"},
+    "arrival": SHARED | {"llm", "generation"},
     "residence": SHARED
-    | {"llm", "arrival", "names", "engine", "text", "models", "metrics", "demo"},
-    "pool": SHARED | {"llm", "arrival", "names", "residence", "engine", "models", "metrics"},
+    | {"llm", "replies", "arrival", "names", "engine", "text", "models", "metrics", "demo"},
+    "pool": SHARED
+    | {"llm", "generation", "arrival", "names", "residence", "engine", "models", "metrics"},
     "api": SHARED,
     "server": SHARED | {"api", "pool", "metrics"},
     "demo": set(),
@@ -47,6 +50,7 @@ HOMES = {
     "mlx": {"cache", "models", "sampling", "engine", "demo/train.py"},
     "mlx_lm": {"models", "cache/zoo_state.py", "cache/zoo_quantized.py", "demo/train.py"},
     "pydantic": {"api"},
+    "llguidance": {"sampling"},
     "torch": set(),
 }
 """The only rooms (or files) in which a library may be imported."""

@@ -24,7 +24,8 @@ def run(
     tokenizer: Tokenizer, ids: list[int], *, stop=(), prompt=(1, 403), echo=None, reason="length"
 ):
     params = SamplingParams(stop=tuple(stop), max_tokens=len(ids))
-    choice = Choice(0, EngineRequest("r", tuple(prompt), params), tokenizer, echo)
+    request = EngineRequest("r", tuple(prompt), params, eos_token_ids=tokenizer.eos_token_ids)
+    choice = Choice(0, request, tokenizer, echo)
     deltas = []
     for i, token_id in enumerate(ids):
         last = i == len(ids) - 1

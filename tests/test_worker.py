@@ -17,7 +17,7 @@ from mlx_server.deltas import Delta, Heartbeat, Lull, Progress, Text
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
 from mlx_server.exchange import StepOutput
-from mlx_server.llm import Generation
+from mlx_server.generation import Generation
 
 
 @pytest.fixture
@@ -173,7 +173,9 @@ def test_one_that_listens_gets_what_one_that_waits_gets(open_pool, stories: Path
 def test_a_long_prefill_does_not_keep_a_client_in_silence(
     open_pool, stories: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("mlx_server.llm.HEARTBEAT", 0.002)  # 250 steps take far longer than two
+    monkeypatch.setattr(
+        "mlx_server.generation.HEARTBEAT", 0.002
+    )  # 250 steps take far longer than two
     pool = open_pool(model=str(stories / "stories260k"), prefill_chunk_size=1)
     prompt = TokenPrompt((1, *[300] * 250))
     deltas = list(

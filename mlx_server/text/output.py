@@ -1,12 +1,27 @@
-"""One choice's tokens on their way to text."""
+"""One choice's tokens on their way to text, and what the text turns out to be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import replace
 
 from mlx_server.core import FinishReason
-from mlx_server.deltas import Delta, Finished, Progress, Text, TokenLogprob, TopLogprob, Usage
+from mlx_server.deltas import (
+    CallArguments,
+    CallStarted,
+    Delta,
+    Finished,
+    Progress,
+    Reasoning,
+    Text,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
+from mlx_server.text.parsers.events import CallPiece, CallStart, Content, Event, Thought
+from mlx_server.text.parsers.output_parser import OutputParser
 from mlx_server.text.stop import StopChecker
 from mlx_server.text.tokenizer import Tokenizer
 
@@ -14,22 +29,38 @@ from mlx_server.text.tokenizer import Tokenizer
 class Choice:
     """One sequence's tokens on their way to text. Sans-IO: outputs in, deltas out.
 
+        token ids ─ detokenizer ─ parser ─┬─ content ─ stop strings ─ Text
+                                          ├─ Reasoning
+                                          └─ CallStarted, CallArguments
+
+    Stop strings end the content; in reasoning and calls they mean nothing.
     Log-probabilities travel with the text they belong to: an entry is released
-    when the last character that its token completed is.
+    when the last character that its token completed is; behind a parser, with
+    the first piece that is given after its token came.
 
     Args:
         echo: The prompt's text, to be given back before the reply.
+        parser: Tells reasoning and calls from content; None: all is content.
+        shown: Special tokens that are markup for the parser.
     """
 
     def __init__(
-        self, index: int, request: EngineRequest, tokenizer: Tokenizer, echo: str | None
+        self,
+        index: int,
+        request: EngineRequest,
+        tokenizer: Tokenizer,
+        echo: str | None = None,
+        parser: OutputParser | None = None,
+        shown: Set[int] = frozenset(),
     ) -> None:
         self.index = index
         self.finished = False
-        self._cached_tokens = self._completion_tokens = 0
+        self._cached_tokens = self._completion_tokens = self._reasoning_tokens = 0
         self._request = request
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer(request.token_ids)
+        self._detokenizer = tokenizer.detokenizer(request.token_ids, shown=shown)
+        self._parser = parser
+        self._num_calls = 0
         self._stop = StopChecker(request.params.stop)
         self._echo = echo
         self._start = len(echo or "")
@@ -44,9 +75,19 @@ class Choice:
     @property
     def usage(self) -> Usage:
         """What it has used so far."""
-        return Usage(len(self._request.token_ids), self._cached_tokens, self._completion_tokens)
+        return Usage(
+            len(self._request.token_ids),
+            self._cached_tokens,
+            self._completion_tokens,
+            self._reasoning_tokens,
+        )
 
     def feed(self, output: TokenOutput) -> Iterator[Delta]:
+        """The deltas of a step; one that brought several tokens gives one piece of each kind."""
+        deltas = self._feed(output)
+        return _joined(deltas) if len(output.token_ids) > 1 else deltas
+
+    def _feed(self, output: TokenOutput) -> Iterator[Delta]:
         if output.cached_tokens:
             self._cached_tokens = output.cached_tokens
         for found in output.prompt_logprobs:
@@ -59,46 +100,98 @@ class Choice:
         if self._echo is not None:
             yield Text(self.index, self._echo, tuple(self._prompt_entries))
             self._echo = None
-        ends = output.finish_reason == "stop"
-        shown = output.token_ids[:-1] if ends else output.token_ids
         found = output.logprobs or [None] * len(output.token_ids)
         self._completion_tokens += len(output.token_ids)
-        for token_id, candidates in zip(shown, found, strict=False):
+        for token_id, candidates in zip(self._shown(output), found, strict=False):
             entry = None
             if candidates is not None:
                 entry = self._entry(token_id, candidates, self._start + self._decoded)
+            thinking = self._thinking
             matched = yield from self._add(self._detokenizer.feed(token_id), entry)
+            self._reasoning_tokens += thinking or self._thinking
             if matched is not None:
                 yield self._finish("stop", matched)
                 return
         if output.finish_reason is not None:
-            matched = yield from self._add(self._detokenizer.flush(), None)
-            if matched is None:
-                yield from self._release(self._stop.flush(), everything=True)
-            reason = output.finish_reason if matched is None else "stop"
-            yield self._finish(reason, matched)
+            yield from self._end(output.finish_reason)
+
+    @property
+    def _thinking(self) -> bool:
+        """What was read last is reasoning."""
+        return self._parser is not None and self._parser.thinking
+
+    def _shown(self, output: TokenOutput) -> tuple[int, ...]:
+        """Its tokens without the one that ended the reply, if one did."""
+        ids, request = output.token_ids, self._request
+        ends = output.finish_reason == "stop" and not request.params.ignore_eos
+        return ids[:-1] if ends and ids and ids[-1] in request.eos_token_ids else ids
+
+    def _end(self, reason: FinishReason) -> Iterator[Delta]:
+        matched = yield from self._add(self._detokenizer.flush(), None)
+        if matched is None and self._parser is not None:
+            matched = yield from self._show(self._parser.flush(cut=reason == "length"))
+        if matched is None:
+            yield from self._release(self._stop.flush(), everything=True)
+        yield self._finish(reason if matched is None else "stop", matched)
 
     def _add(self, text: str, entry: TokenLogprob | None) -> Iterator[Delta]:
-        """Pass new text through the stop strings; returns the one that matched."""
+        """Take new text; returns the stop string that matched."""
         self._decoded += len(text)
         if entry is not None:
             self._held.append((self._decoded, entry))
+        if self._parser is None:
+            return (yield from self._show_content(text))
+        return (yield from self._show(self._parser.feed(text)))
+
+    def _show(self, events: list[Event]) -> Iterator[Delta]:
+        """Returns the stop string that matched."""
+        for event in events:
+            match event:
+                case Content(text):
+                    matched = yield from self._show_content(text)
+                    if matched is not None:
+                        return matched
+                    continue
+            # The content is interrupted, so what was held back of it is no stop string.
+            yield from self._release(self._stop.flush())
+            match event:
+                case Thought(text):
+                    yield Reasoning(self.index, text, self._entries())
+                case CallStart(name, own_id):
+                    call_id = own_id or f"call_{secrets.token_hex(12)}"
+                    self._num_calls += 1
+                    call = self._num_calls - 1
+                    yield CallStarted(self.index, call, call_id, name, self._entries())
+                case CallPiece(text):
+                    call = self._num_calls - 1
+                    yield CallArguments(self.index, call, text, self._entries())
+        return None
+
+    def _show_content(self, text: str) -> Iterator[Delta]:
         result = self._stop.feed(text)
         yield from self._release(result.text)
         return result.matched
 
     def _release(self, text: str, everything: bool = False) -> Iterator[Delta]:
         self._released += len(text)
-        count = len(self._held) if everything else 0
-        while count < len(self._held) and self._held[count][0] <= self._released:
-            count += 1
-        entries = tuple(entry for _, entry in self._held[:count])
-        del self._held[:count]
+        everything = everything or (self._parser is not None and bool(text))
+        entries = self._entries() if everything else self._entries(self._released)
         if text or entries:
             yield Text(self.index, text, entries)
 
+    def _entries(self, end: int | None = None) -> tuple[TokenLogprob, ...]:
+        """Take the held entries of the text up to `end`; None takes all."""
+        count = len(self._held) if end is None else 0
+        while count < len(self._held) and self._held[count][0] <= end:
+            count += 1
+        entries = tuple(entry for _, entry in self._held[:count])
+        del self._held[:count]
+        return entries
+
     def _finish(self, reason: FinishReason, stop_sequence: str | None) -> Finished:
         self.finished = True
+        if reason == "stop" and self._num_calls:
+            reason = "tool_calls"
         return Finished(self.index, reason, stop_sequence, self.usage)
 
     def _entry(self, token_id: int, found: Candidates, offset: int) -> TokenLogprob:
@@ -114,3 +207,22 @@ class Choice:
             ),
             offset=offset,
         )
+
+
+def _joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
+    """Neighbours made one that are pieces of the same text."""
+    last: Delta | None = None
+    for delta in deltas:
+        if (
+            isinstance(delta, Text | Reasoning | CallArguments)
+            and last is not None
+            and type(last) is type(delta)
+            and replace(delta, text="", tokens=()) == replace(last, text="", tokens=())
+        ):
+            last = replace(last, text=last.text + delta.text, tokens=last.tokens + delta.tokens)
+            continue
+        if last is not None:
+            yield last
+        last = delta
+    if last is not None:
+        yield last
