@@ -7,6 +7,8 @@
 #
 # MLX_SERVER_URL: the server (default http://127.0.0.1:8080)
 # MODEL: the model's name in the request (default: the first that the server lists)
+# GRAMMAR: a file with a grammar for the replies; with examples/edit.gbnf even the
+#     bundled demo model writes an edit that aider can apply
 set -euo pipefail
 url="${MLX_SERVER_URL:-http://127.0.0.1:8080}"
 model="${MODEL:-$(curl --silent --show-error --fail "$url/v1/models" |
@@ -14,7 +16,27 @@ model="${MODEL:-$(curl --silent --show-error --fail "$url/v1/models" |
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-cd "$work"
+options=()
+if [[ -n "${GRAMMAR:-}" ]]; then
+    # aider passes extra_params on with each request. Commit messages come from the "weak"
+    # model; under a name of its own that has another grammar, and the same model answers.
+    python3 - "$model" "$GRAMMAR" >"$work/settings.yml" <<'PYTHON'
+import json, sys
+
+def settings(name, **body):
+    return {"name": f"openai/{name}", "extra_params": {"extra_body": body}}
+
+with open(sys.argv[2]) as file:
+    edit = settings(sys.argv[1], grammar=file.read())
+commit = settings("commit", regex="Fix [a-z][a-z ]{8,30}[a-z]")
+edit |= {"edit_format": "diff", "weak_model_name": commit["name"]}
+json.dump([edit, commit], sys.stdout)  # which is YAML, too
+PYTHON
+    options+=(--model-settings-file "$work/settings.yml")
+fi
+
+mkdir "$work/repository"
+cd "$work/repository"
 printf 'print("Helo, world!")\n' >hello.py
 git init --quiet
 git -c user.name=example -c user.email=example@localhost add hello.py
@@ -28,8 +50,11 @@ aider --model "openai/$model" --edit-format "${EDIT_FORMAT:-diff}" \
     --yes-always --no-check-update --no-show-model-warnings --no-show-release-notes \
     --analytics-disable --no-detect-urls --no-suggest-shell-commands --no-pretty \
     --no-fancy-input --no-auto-lint --no-gitignore --map-tokens 0 \
+    ${options[@]+"${options[@]}"} \
     --message "Fix the typo in hello.py" hello.py </dev/null
 
 # aider exits 0 whatever happened: the file tells.
 echo "--- hello.py"
 cat hello.py
+echo "--- commits"
+git log --format=%s

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Talk to a running server with curl: a chat, a streamed chat, a completion.
+# Talk to a running server with curl: chats, plain, streamed, with a grammar and with a tool, and
+# a completion.
 #
 #     MLX_SERVER_URL=http://127.0.0.1:8080 examples/curl.sh "Hello"
 set -euo pipefail
@@ -27,3 +28,14 @@ post /v1/chat/completions "{\"messages\": [{\"role\": \"user\", \"content\": $qu
 
 echo "# completion"
 post /v1/completions '{"prompt": "The server", "max_tokens": 12, "temperature": 0}'
+
+echo "# a reply that follows a grammar"
+post /v1/chat/completions "{\"messages\": [{\"role\": \"user\", \"content\": $quoted}],
+    \"grammar\": \"root ::= (\\\"yes\\\" | \\\"no\\\") \\\", \\\" [a-z]{3,12} \\\".\\\"\"}"
+
+echo "# a call"
+post /v1/chat/completions "{\"messages\": [{\"role\": \"user\", \"content\": $quoted}],
+    \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"greet\", \"parameters\":
+        {\"properties\": {\"language\": {\"enum\": [\"en\", \"de\", \"fr\"]}},
+         \"required\": [\"language\"]}}}],
+    \"tool_choice\": \"required\", \"parallel_tool_calls\": false}"

@@ -12,11 +12,14 @@ from mlx_server.api import DIALECTS
 from mlx_server.api.base import HttpRequest, JsonReply, Reply
 from mlx_server.core import GenerationRequest, ModelCard
 from mlx_server.deltas import (
+    CallArguments,
+    CallStarted,
     Delta,
     Done,
     Finished,
     Heartbeat,
     Progress,
+    Reasoning,
     Started,
     Text,
     TokenLogprob,
@@ -145,7 +148,7 @@ def token(text: str, logprob: float | None = -0.5, alternatives: int = 0) -> Tok
     return TokenLogprob(sum(raw), text, raw, logprob, top)
 
 
-def whole_run(pieces: dict[int, list[Text]], reasons: dict[int, str]) -> list[Delta]:
+def whole_run(pieces: dict[int, list[Any]], reasons: dict[int, str]) -> list[Delta]:
     """The deltas of a request whose choices come one after the other."""
     count = Usage(0, 0, 3, 0)
     body: list[Delta] = [Started(Usage(5, 2)), Progress(5, 5)]
@@ -155,22 +158,40 @@ def whole_run(pieces: dict[int, list[Text]], reasons: dict[int, str]) -> list[De
 
 
 @st.composite
-def runs(draw: st.DrawFn, choices: int) -> list[Delta]:
-    """Deltas of a request with that many choices, in any interleaving."""
-    words = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
+def runs(draw: st.DrawFn, choices: int, calls: int | None = None) -> list[Delta]:
+    """Deltas of a request with that many choices, in any interleaving.
+
+    Args:
+        calls: The most calls of a reply, which then has reasoning too; None: text alone.
+    """
     queues: list[list[Delta]] = []
     for index in range(choices):
-        texts: list[Delta] = []
-        for word in draw(st.lists(words, max_size=5)):
-            tokens = tuple(token(piece, alternatives=2) for piece in draw(_splits(word)))
-            texts.append(Text(index, word, tokens))
-        reason = draw(st.sampled_from(["stop", "length", "abort", "error"]))
-        queues.append([*texts, Finished(index, reason, None, Usage(0, 0, len(texts)))])
+        pieces: list[Delta] = _texts(draw, Text, index)
+        reasons = ["stop", "length", "abort", "error"]
+        if calls is not None:
+            pieces = _texts(draw, Reasoning, index) + pieces
+            for number in range(draw(st.integers(0, calls))):
+                name = draw(st.sampled_from(["f", "get-weather", "a.b"]))
+                head = tuple(token(piece) for piece in draw(_splits(name)))
+                pieces.append(CallStarted(index, number, f"call_{index}_{number}", name, head))
+                pieces += _texts(draw, CallArguments, index, number)
+                reasons.append("tool_calls")
+        reason = draw(st.sampled_from(reasons))
+        queues.append([*pieces, Finished(index, reason, None, Usage(0, 0, len(pieces)))])
     deltas: list[Delta] = [Started(Usage(3)), Progress(1, 3), Heartbeat()]
     while any(queues):
         queue = draw(st.sampled_from([queue for queue in queues if queue]))
         deltas.append(queue.pop(0))
     return [*deltas, Done(Usage(3, 1, 7, 2))]
+
+
+def _texts(draw: st.DrawFn, kind: Any, *place: int) -> list[Delta]:
+    """Pieces of one kind, with the tokens they are made of."""
+    words = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
+    return [
+        kind(*place, word, tuple(token(piece, alternatives=2) for piece in draw(_splits(word))))
+        for word in draw(st.lists(words, max_size=5))
+    ]
 
 
 def _splits(word: str) -> st.SearchStrategy[list[str]]:

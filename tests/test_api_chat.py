@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,10 +23,11 @@ from hypothesis import strategies as st
 
 from mlx_server.api import DIALECTS
 from mlx_server.api.base import HttpRequest
+from mlx_server.api.fields import MAX_BIASED_TOKENS, MAX_DEPTH, got, mapping
 from mlx_server.api.openai import SYSTEM_FINGERPRINT, OpenAIDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
-from mlx_server.api.schema import MAX_BIASED_TOKENS, MAX_DEPTH, got, mapping
-from mlx_server.core import SAMPLING_FIELDS, Message, TextPart, ToolCall
+from mlx_server.api.openai_tools import MAX_TOOLS
+from mlx_server.core import SAMPLING_FIELDS
 from mlx_server.deltas import Delta, Text, TokenLogprob, TopLogprob
 from mlx_server.errors import (
     AuthenticationError,
@@ -54,10 +56,6 @@ def parse(**fields: Any) -> Any:
 
 def text_part(text: str) -> dict:
     return {"type": "text", "text": text}
-
-
-def parse_message(**fields: Any) -> Message:
-    return parse(messages=[fields]).prompts[0].messages[0]
 
 
 # ---------------------------------------------------------------- requests
@@ -127,6 +125,40 @@ def test_fields_outside_sampling_reach_the_request() -> None:
     assert prompt.role_mapping == {"user": "U: "}
 
 
+@pytest.mark.parametrize(
+    ("fields", "effort"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "xhigh"}, "xhigh"),
+        ({"reasoning": {"effort": "minimal", "summary": "auto"}}, "minimal"),
+        ({"reasoning_effort": "none", "reasoning": {"effort": "none"}}, "none"),
+    ],
+)
+def test_the_effort_reaches_the_prompt(fields: dict, effort: str | None) -> None:
+    assert parse(**fields).prompts[0].reasoning_effort == effort
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": None}, "enable_thinking": False},
+    ],
+)
+def test_enable_thinking_is_a_variable_of_the_template(fields: dict) -> None:
+    assert parse(**fields).prompts[0].template_args == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    "name", ["max_thinking_tokens", "thinking_budget", "thinking_budget_tokens"]
+)
+@pytest.mark.parametrize("limit", [0, 512, -1])
+def test_thinking_has_a_limit(name: str, limit: int) -> None:
+    assert parse(**{name: limit}).max_thinking_tokens == limit
+
+
 def test_ids_differ_between_requests() -> None:
     first, second = parse().id, parse().id
     assert first.startswith("chatcmpl-")
@@ -138,57 +170,6 @@ def test_null_is_absent(name: str) -> None:
     given, absent = parse(**{name: None}), parse()
     assert (given.options, given.prompts) == (absent.options, absent.prompts)
     assert (given.model, given.n, given.format) == (absent.model, absent.n, absent.format)
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ({"role": "user", "content": "a"}, Message("user", (TextPart("a"),))),
-        ({"role": "developer", "content": ""}, Message("developer", (TextPart(""),))),
-        ({"role": "user", "content": None}, Message("user")),
-        ({"role": "assistant"}, Message("assistant")),
-        (
-            {"role": "user", "content": [text_part("a"), text_part("b")]},
-            Message("user", (TextPart("a"), TextPart("b"))),
-        ),
-        (
-            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
-            Message("user", (TextPart("a"),)),
-        ),
-        (
-            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
-            Message("assistant", (TextPart("no"),)),
-        ),
-        (
-            {"role": "tool", "content": [{"type": "text", "text": "4"}], "tool_call_id": "c"},
-            Message("tool", (TextPart("4"),), tool_call_id="c"),
-        ),
-        (
-            {"role": "function", "name": "f", "content": "4"},
-            Message("function", (TextPart("4"),), "f"),
-        ),
-        (
-            {"role": "assistant", "content": "a", "reasoning_content": "hm"},
-            Message("assistant", (TextPart("a"),), reasoning="hm"),
-        ),
-        (
-            {"role": "assistant", "content": "a", "reasoning": "hm"},
-            Message("assistant", (TextPart("a"),), reasoning="hm"),
-        ),
-        (
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [
-                    {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-                ],
-            },
-            Message("assistant", tool_calls=(ToolCall("c", "f", "{}"),)),
-        ),
-    ],
-)  # fmt: skip
-def test_messages_keep_their_parts(message: dict, expected: Message) -> None:
-    assert parse_message(**message) == expected
 
 
 NUMBER_FIELDS = (
@@ -225,12 +206,22 @@ OUT_OF_RANGE = {
     "user": (1,),
     "chat_template_kwargs": ([], "{}", {"a": "\ud800"}),
     "role_mapping": ({"user": 1}, "x"),
-    "tools": ("x", [1], {}),
-    "tool_choice": ("maybe", 1),
+    "tools": ("x", {}, [TOOL] * (MAX_TOOLS + 1)),
+    "functions": ("x", {}),
+    "tool_choice": ("maybe", 1, ["auto"]),
+    "function_call": ("required", 1),
+    "parallel_tool_calls": ("no",),
     "response_format": ("json", {}, {"type": 1}),
-    "json_schema": ("x",),
-    "grammar": (1,),
+    "json_schema": ("x", 1, "[]", '{"a":}', {"minimum": math.inf}, {"x": "y" * 2**20}),
+    "grammar": (1, "\ud800", "x" * (2**20 + 1)),
     "regex": (1,),
+    "guided_choice": ([], "a", ["a", 1]),
+    "structured_outputs": ([], {}, {"structural_tag": "x"}),
+    "reasoning_effort": ("", 3, "very high", "x" * 17),
+    "reasoning": ("high",),
+    "enable_thinking": ("no",),
+    "max_thinking_tokens": (-2, 1.5),
+    "thinking_budget": (-2,),
     "messages": ("hi", [], None, {}),
 }
 WRONG = [
@@ -265,44 +256,6 @@ def test_logit_bias_has_a_most() -> None:
     assert (caught.value.status, caught.value.param) == (400, "logit_bias")
 
 
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-@pytest.mark.parametrize(
-    ("message", "param"),
-    [
-        ("hi", "messages[1]"),
-        ({"content": "a"}, "messages[1].role"),
-        ({"role": "robot", "content": "a"}, "messages[1].role"),
-        ({"role": "user", "content": 3}, "messages[1].content"),
-        ({"role": "user", "content": "\ud83d"}, "messages[1].content"),
-        ({"role": "user", "content": ["a"]}, "messages[1].content[0]"),
-        ({"role": "user", "content": [{"text": "a"}]}, "messages[1].content[0].type"),
-        ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[1].content[0].type"),
-        ({"role": "user", "content": [{"type": "file"}]}, "messages[1].content[0].type"),
-        ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0]"),
-        ({"role": "user", "content": [{"type": "text", "text": 1}]}, "messages[1].content[0].text"),
-        ({"role": "user", "content": "a", "name": 1}, "messages[1].name"),
-        ({"role": "tool", "content": "a", "tool_call_id": 1}, "messages[1].tool_call_id"),
-        ({"role": "assistant", "tool_calls": {}}, "messages[1].tool_calls"),
-        ({"role": "assistant", "tool_calls": [{}]}, "messages[1].tool_calls[0].id"),
-        (
-            {"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]},
-            "messages[1].tool_calls[0].type",
-        ),
-        (
-            {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]},
-            "messages[1].tool_calls[0].function.arguments",
-        ),
-    ],
-)  # fmt: skip
-def test_a_wrong_message_is_named_by_its_path(message: Any, param: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        parse(messages=[*HI["messages"], message])
-    assert caught.value.param == param
-    assert f"`{param}`" in caught.value.message
-
-
 def test_messages_are_required() -> None:
     with pytest.raises(RequestError, match="`messages` is required") as caught:
         OpenAIChat().parse({"model": "m"})
@@ -324,28 +277,6 @@ def test_an_image_is_refused_before_anything_else(part: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"tools": [TOOL]}, "tools"),
-        ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"function_call": {"name": "f"}}, "function_call"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"json_schema": {}}, "json_schema"),
-        ({"grammar": 'root ::= "a"'}, "grammar"),
-        ({"regex": "a+"}, "regex"),
-    ],
-)
-def test_what_is_not_built_is_refused_by_name(fields: dict, param: str) -> None:
-    with pytest.raises(RequestError, match=f"`{param}` is not supported") as caught:
-        parse(**fields)
-    assert (caught.value.status, caught.value.param) == (400, param)
-
-
-@pytest.mark.parametrize(
     "fields",
     [
         {"tools": []},
@@ -355,11 +286,12 @@ def test_what_is_not_built_is_refused_by_name(fields: dict, param: str) -> None:
         {"functions": [{"name": "f"}], "function_call": "none"},
         {"parallel_tool_calls": False},
         {"response_format": {"type": "text"}},
-        {"grammar": ""},
+        {"grammar": "", "regex": "", "json_schema": "", "guided_json": ""},
+        {"reasoning": {}},
     ],
 )
-def test_what_asks_for_nothing_is_accepted(fields: dict) -> None:
-    assert parse(**fields).options == {}
+def test_what_asks_for_nothing_changes_nothing(fields: dict) -> None:
+    assert replace(parse(**fields), id="") == replace(parse(), id="")
 
 
 @pytest.mark.parametrize(
@@ -369,6 +301,12 @@ def test_what_asks_for_nothing_is_accepted(fields: dict) -> None:
         ({"top_logprobs": 2, "logprobs": False}, "top_logprobs"),
         ({"top_logprobs": 2, "logprobs": 5}, "top_logprobs"),
         ({"presence_context_size": 4, "frequency_context_size": 5}, "frequency_context_size"),
+        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"max_thinking_tokens": 0, "thinking_budget": 1}, "thinking_budget"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False},
+            "enable_thinking",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields: dict, param: str) -> None:
@@ -417,7 +355,9 @@ def test_json_of_any_depth_is_a_request_or_a_request_error(name: str, depth: int
             assert error.param is None or error.param.startswith(name)
 
 
-@pytest.mark.parametrize("name", ["chat_template_kwargs", "role_mapping", "json_schema"])
+@pytest.mark.parametrize(
+    "name", ["chat_template_kwargs", "role_mapping", "json_schema", "guided_json"]
+)
 def test_an_object_that_is_passed_on_has_a_bounded_depth(name: str) -> None:
     def nested(levels: int) -> dict[str, Any]:
         value: Any = "inside"

@@ -116,8 +116,8 @@ def test_options_hold_what_the_client_named(fields: dict, options: dict) -> None
         ({"logprobs": True}, "logprobs"),
         ({"echo": 1}, "echo"),
         ({"n": 0}, "n"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"grammar": "root ::= [a]"}, "grammar"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"grammar": "root ::= [a]", "regex": "a"}, "regex"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(fields: dict, param: str) -> None:

@@ -9,13 +9,24 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_server import __version__
 from mlx_server.api.base import Dialect, Formatter, Json, Pool, to_json
 from mlx_server.core import GenerationRequest
-from mlx_server.deltas import Delta, Done, Finished, Started, Text, Usage
+from mlx_server.deltas import (
+    CallArguments,
+    CallStarted,
+    Delta,
+    Done,
+    Finished,
+    Reasoning,
+    Started,
+    Text,
+    TokenLogprob,
+    Usage,
+)
 from mlx_server.errors import ServerError
 
 SYSTEM_FINGERPRINT = f"fp_mlx_server-{__version__}"
@@ -47,6 +58,13 @@ _ERROR_TYPES = {
 }
 
 Logprobs = dict[str, list[Any]]
+LogprobsRenderer = Callable[[tuple[TokenLogprob, ...]], Logprobs]
+
+Piece = Text | Reasoning | CallStarted | CallArguments
+"""The deltas of which a reply consists."""
+
+Place = int | tuple[int, ...]
+"""What tells a choice's text, its reasoning and each of its calls apart."""
 
 
 class OpenAIDialect(Dialect):
@@ -73,10 +91,21 @@ class ReplyFormat:
     Args:
         include_usage: End a stream with a chunk that carries the usage.
         logprobs: "openai", "mlx_lm" or "legacy"; None where none were asked for.
+        legacy_calls: The call is a `function_call`, as clients of `functions` expect.
     """
 
     include_usage: bool = False
     logprobs: str | None = None
+    legacy_calls: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a whole reply while its deltas are folded."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -84,8 +113,20 @@ class Choice:
     """One choice of a whole reply while its deltas are folded."""
 
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     logprobs: Logprobs | None = None
     reason: str = FINISH_REASONS["abort"]
+
+    def add(self, delta: Piece) -> None:
+        if isinstance(delta, Text):
+            self.texts.append(delta.text)
+        elif isinstance(delta, Reasoning):
+            self.reasoning.append(delta.text)
+        elif isinstance(delta, CallStarted):
+            self.calls.append(Call(delta.id, delta.name))
+        else:
+            self.calls[delta.call].arguments.append(delta.text)
 
     def add_logprobs(self, piece: Logprobs) -> None:
         if self.logprobs is None:
@@ -109,7 +150,8 @@ class OpenAIFormatter(Formatter):
         self._num_choices = len(request.prompts) * request.n
         self._include_usage = request.format.include_usage
         self._logprobs = self.logprobs_renderer(request.format.logprobs)
-        self._frames: dict[int, tuple[str, str]] = {}
+        self._finish_reasons = FINISH_REASONS
+        self._frames: dict[Place, tuple[str, str]] = {}
         self._head = {
             "id": request.id,
             "object": self.chunk_object,
@@ -119,7 +161,7 @@ class OpenAIFormatter(Formatter):
         }
 
     @abstractmethod
-    def logprobs_renderer(self, form: str | None) -> Callable[[Text], Logprobs] | None:
+    def logprobs_renderer(self, form: str | None) -> LogprobsRenderer | None:
         """What turns a piece's tokens into lists that can be joined; None without any."""
 
     @abstractmethod
@@ -127,27 +169,42 @@ class OpenAIFormatter(Formatter):
         """A choice of the first chunk, if the form has one."""
 
     @abstractmethod
-    def piece(self, index: int, text: str) -> Json:
-        """A choice of a chunk that carries text; "" for the one that ends the choice."""
+    def piece(self, delta: Piece) -> Json:
+        """A choice of a chunk that carries a piece of the reply."""
 
     @abstractmethod
-    def whole(self, index: int, text: str) -> Json:
-        """A choice of a whole reply."""
+    def closing(self, index: int) -> Json:
+        """A choice of the chunk that ends it, but for the reason."""
+
+    @abstractmethod
+    def whole(self, index: int, choice: Choice) -> Json:
+        """A choice of a whole reply, but for its log-probabilities and the reason."""
 
     def delta(self, delta: Delta) -> Iterable[Json | str]:
         if isinstance(delta, Text):
-            if self._logprobs is not None and (delta.text or delta.tokens):
-                choice = self.piece(delta.index, delta.text)
-                choice["logprobs"] = self._logprobs(delta)
-                yield self._chunk(choice)
-            elif delta.text:
-                yield self._text_chunk(delta.index, delta.text)
+            place: Place = delta.index
+        elif isinstance(delta, Reasoning):
+            place = (delta.index,)
+        elif isinstance(delta, CallArguments):
+            place = (delta.index, delta.call)
+        else:
+            yield from self._marks(delta)
+            return
+        if self._logprobs is not None and (delta.text or delta.tokens):
+            yield self._chunk(self._piece(delta))
+        elif delta.text:
+            yield self._text_chunk(delta, place)
+
+    def _marks(self, delta: Delta) -> Iterable[Json]:
+        """The chunks between the texts."""
+        if isinstance(delta, CallStarted):
+            yield self._chunk(self._piece(delta))
         elif isinstance(delta, Started):
             openings = (self.opening(index) for index in range(self._num_choices))
             yield from (self._chunk(choice) for choice in openings if choice is not None)
         elif isinstance(delta, Finished):
-            choice = self.piece(delta.index, "")
-            choice["finish_reason"] = FINISH_REASONS[delta.reason]
+            choice = self.closing(delta.index)
+            choice["finish_reason"] = self._finish_reasons[delta.reason]
             yield self._chunk(choice)
         elif isinstance(delta, Done) and self._include_usage:
             yield {**self._head, "choices": [], "usage": usage_body(delta.usage)}
@@ -159,13 +216,13 @@ class OpenAIFormatter(Formatter):
         choices = [Choice() for _ in range(self._num_choices)]
         usage = Usage()
         for delta in deltas:
-            if isinstance(delta, Text):
+            if isinstance(delta, Piece):
                 choice = choices[delta.index]
-                choice.texts.append(delta.text)
+                choice.add(delta)
                 if self._logprobs is not None:
-                    choice.add_logprobs(self._logprobs(delta))
+                    choice.add_logprobs(self._logprobs(delta.tokens))
             elif isinstance(delta, Finished):
-                choices[delta.index].reason = FINISH_REASONS[delta.reason]
+                choices[delta.index].reason = self._finish_reasons[delta.reason]
             elif isinstance(delta, Done):
                 usage = delta.usage
         return {
@@ -173,7 +230,7 @@ class OpenAIFormatter(Formatter):
             "object": self.whole_object,
             "choices": [
                 {
-                    **self.whole(index, "".join(choice.texts)),
+                    **self.whole(index, choice),
                     "logprobs": choice.logprobs,
                     "finish_reason": choice.reason,
                 }
@@ -185,14 +242,20 @@ class OpenAIFormatter(Formatter):
     def _chunk(self, choice: Json) -> Json:
         return {**self._head, "choices": [choice]}
 
-    def _text_chunk(self, index: int, text: str) -> str:
+    def _piece(self, delta: Piece) -> Json:
+        choice = self.piece(delta)
+        if self._logprobs is not None:
+            choice["logprobs"] = self._logprobs(delta.tokens)
+        return choice
+
+    def _text_chunk(self, delta: Text | Reasoning | CallArguments, place: Place) -> str:
         """A chunk as JSON. There is one for each token, and only the text differs."""
-        if index not in self._frames:
-            chunk = to_json(self._chunk(self.piece(index, "text")))
+        if place not in self._frames:
+            chunk = to_json(self._chunk(self.piece(replace(delta, text="text"))))
             before, _, after = chunk.rpartition('"text"')
-            self._frames[index] = before, after
-        before, after = self._frames[index]
-        return f"{before}{to_json(text)}{after}"
+            self._frames[place] = before, after
+        before, after = self._frames[place]
+        return f"{before}{to_json(delta.text)}{after}"
 
 
 def usage_body(usage: Usage) -> Json:

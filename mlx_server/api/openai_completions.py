@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from mlx_server.api.base import HttpRequest, Json, Pool, Reply, Route
+from mlx_server.api.fields import (
+    INT32_MAX,
+    OptionalFlag,
+    OptionalText,
+    TopLogprobs,
+    checked,
+    integer,
+    optional,
+    path,
+    text,
+    wrong,
+)
 from mlx_server.api.openai import (
     DEFAULTS,
+    Choice,
     Logprobs,
+    LogprobsRenderer,
     OpenAIDialect,
     OpenAIFormatter,
     ReplyFormat,
@@ -16,20 +29,7 @@ from mlx_server.api.openai import (
     new_id,
     reply_model,
 )
-from mlx_server.api.schema import (
-    INT32_MAX,
-    MAX_CHOICES,
-    GenerationFields,
-    OptionalFlag,
-    OptionalText,
-    TopLogprobs,
-    integer,
-    optional,
-    path,
-    text,
-    validate,
-    wrong,
-)
+from mlx_server.api.schema import MAX_CHOICES, GenerationFields, validate
 from mlx_server.core import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from mlx_server.deltas import Text, TokenLogprob
 from mlx_server.errors import RequestError
@@ -53,7 +53,6 @@ class CompletionBody(GenerationFields):
             )
         if self.best_of not in (None, 1, self.n or 1):
             raise wrong("best_of", "must be 1 or equal to `n`", self.best_of)
-        self.refuse_constraints()
 
 
 def read_prompts(value: Any) -> tuple[Prompt, ...]:
@@ -63,11 +62,11 @@ def read_prompts(value: Any) -> tuple[Prompt, ...]:
         RequestError: It is none of them, or a list of both; the element is named.
     """
     if isinstance(value, str):
-        return (TextPrompt(_checked(text, value, "prompt")),)
+        return (TextPrompt(checked(text, value, "prompt")),)
     if not isinstance(value, list) or not value:
         raise wrong("prompt", "must be a string or a non-empty list of strings or token ids", value)
     if isinstance(value[0], str):
-        return tuple(TextPrompt(_checked(text, item, "prompt", i)) for i, item in enumerate(value))
+        return tuple(TextPrompt(checked(text, item, "prompt", i)) for i, item in enumerate(value))
     if isinstance(value[0], list):
         return tuple(_token_prompt(item, "prompt", i) for i, item in enumerate(value))
     return (_token_prompt(value, "prompt"),)
@@ -77,14 +76,7 @@ def _token_prompt(value: Any, *location: str | int) -> TokenPrompt:
     if not isinstance(value, list) or not value:
         raise wrong(path(location), "must be a non-empty list of token ids", value)
     check = integer(0, INT32_MAX)
-    return TokenPrompt(tuple(_checked(check, item, *location, i) for i, item in enumerate(value)))
-
-
-def _checked(check: Callable[[Any], Any], value: Any, *location: str | int) -> Any:
-    try:
-        return check(value)
-    except ValueError as error:
-        raise wrong(path(location), str(error), value) from None
+    return TokenPrompt(tuple(checked(check, item, *location, i) for i, item in enumerate(value)))
 
 
 # ---------------------------------------------------------------- the reply
@@ -94,27 +86,30 @@ class CompletionFormatter(OpenAIFormatter):
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def logprobs_renderer(self, form: str | None) -> Callable[[Text], Logprobs] | None:
+    def logprobs_renderer(self, form: str | None) -> LogprobsRenderer | None:
         return None if form is None else _legacy_logprobs
 
     def opening(self, index: int) -> None:
         return None
 
-    def piece(self, index: int, text: str) -> Json:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+    def piece(self, delta: Text) -> Json:  # there is no other in this API
+        return {**self.closing(delta.index), "text": delta.text}
 
-    def whole(self, index: int, text: str) -> Json:
-        return {"index": index, "text": text}
+    def closing(self, index: int) -> Json:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+
+    def whole(self, index: int, choice: Choice) -> Json:
+        return {"index": index, "text": "".join(choice.texts)}
 
 
-def _legacy_logprobs(delta: Text) -> Logprobs:
+def _legacy_logprobs(tokens: tuple[TokenLogprob, ...]) -> Logprobs:
     return {
-        "tokens": [token.token for token in delta.tokens],
+        "tokens": [token.token for token in tokens],
         "token_logprobs": [
-            None if token.logprob is None else finite(token.logprob) for token in delta.tokens
+            None if token.logprob is None else finite(token.logprob) for token in tokens
         ],
-        "top_logprobs": [_alternatives(token) for token in delta.tokens],
-        "text_offset": [token.offset for token in delta.tokens],
+        "top_logprobs": [_alternatives(token) for token in tokens],
+        "text_offset": [token.offset for token in tokens],
     }
 
 
@@ -161,6 +156,7 @@ class OpenAICompletions(OpenAIDialect):
             n=fields.n or 1,
             adapters=fields.adapters or None,
             echo=echo,
+            grammar=fields.constraint(),
             stream=bool(fields.stream),
             format=ReplyFormat(fields.include_usage, None if fields.logprobs is None else "legacy"),
         )

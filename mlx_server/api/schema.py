@@ -1,187 +1,38 @@
-"""Request bodies at the door: field types, one error form, the fields all generation routes share.
+"""Request bodies at the door: how they are checked, and the fields all generation routes share.
 
-A known field with a wrong type or range is a `RequestError` that names it by
-its path (`messages[2].content`), with what is allowed and what came. An unknown
-field is ignored, null counts as absent, booleans are not numbers, and 16.0 is
-an integer.
+The first wrong field is told by its path (`fields.py`). An unknown field is
+ignored, and null counts as absent.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from mlx_server.core import MAX_TOP_LOGPROBS
+from mlx_server.api.constraints import ConstraintFields
+from mlx_server.api.fields import (
+    LIMIT_ALLOWED,
+    OptionalFlag,
+    OptionalSize,
+    OptionalText,
+    Penalty,
+    Probability,
+    TokenLimit,
+    bias_pairs,
+    integer,
+    number,
+    optional,
+    path,
+    stop_strings,
+    top_k_or_all,
+    wrong,
+)
 from mlx_server.errors import RequestError
 
 MAX_CHOICES = 128
-MAX_STOP_STRINGS = 16
-MAX_BIASED_TOKENS = 1024
-"""Every one of them is looked at again for every token of the reply."""
 
-MAX_DEPTH = 64
-"""Objects and lists inside one another, in a field that is passed on as it came."""
-
-INT32_MAX = 2**31 - 1
-LIMIT_ALLOWED = "must be an integer of at least 1, or -1 (until the context is full)"
-
-Check = Callable[[Any], Any]
 Schema = TypeVar("Schema", bound=BaseModel)
-
-
-# ---------------------------------------------------------------- values
-#
-# A check returns the value it accepts and raises ValueError("must be …") for others.
-
-
-def number(low: float = -math.inf, high: float = math.inf) -> Check:
-    """A finite number within the bounds."""
-    allowed = f"must be a number between {low:g} and {high:g}"
-    if high == math.inf:
-        allowed = f"must be a number of at least {low:g}"
-
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(allowed)
-        try:
-            result = float(value)
-        except OverflowError:
-            raise ValueError(allowed) from None
-        if not (math.isfinite(result) and low <= result <= high):
-            raise ValueError(allowed)
-        return result
-
-    return check
-
-
-def integer(low: int | None = None, high: int | None = None) -> Check:
-    """An integer within the bounds; a float without a fraction is one."""
-    allowed = "must be an integer"
-    if low is not None:
-        allowed += f" of at least {low}" if high is None else f" between {low} and {high}"
-
-    def check(value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(allowed)
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise ValueError(allowed)
-        return value
-
-    return check
-
-
-def flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def text(value: Any) -> str:
-    """A string that can be encoded: JSON's escapes can spell halves of a character."""
-    if not isinstance(value, str):
-        raise ValueError("must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode, without lone surrogates") from None
-    return value
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """A JSON object of bounded depth whose strings, wherever they are, can be encoded."""
-    if not isinstance(value, dict):
-        raise ValueError("must be an object")
-    # Level by level: recursion is what a deeper one would break, here and in a template.
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        children = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [c for group in children for c in group if isinstance(c, dict | list)]
-    if level:
-        raise ValueError(f"must not be nested too deeply (at most {MAX_DEPTH} levels)")
-    text(json.dumps(value, ensure_ascii=False))
-    return value
-
-
-def text_mapping(value: Any) -> dict[str, str]:
-    if not all(isinstance(item, str) for item in mapping(value).values()):
-        raise ValueError("must be an object whose values are strings")
-    return value
-
-
-def object_list(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError("must be a list of objects")
-    return value
-
-
-def typed_object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-        raise ValueError("must be an object with a `type`")
-    return value
-
-
-def stop_strings(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MAX_STOP_STRINGS
-        or not all(isinstance(stop, str) and stop for stop in stops)
-    ):
-        raise ValueError(
-            f"must be a non-empty string or a list of up to {MAX_STOP_STRINGS} non-empty strings"
-        )
-    return tuple(text(stop) for stop in stops)
-
-
-def bias_pairs(value: Any) -> tuple[tuple[int, float], ...]:
-    allowed = "must map token ids to numbers between -100 and 100"
-    if not isinstance(value, dict):
-        raise ValueError(allowed)
-    if len(value) > MAX_BIASED_TOKENS:
-        raise ValueError(f"must have at most {MAX_BIASED_TOKENS} entries")
-    in_range = number(-100, 100)
-    pairs = {}
-    for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= INT32_MAX):
-            raise ValueError(f"{allowed}; {got(key)} is not a token id")
-        try:
-            pairs[int(key)] = in_range(bias)
-        except ValueError:
-            raise ValueError(f"{allowed}; token {key} has {got(bias)}") from None
-    return tuple(pairs.items())
-
-
-def token_limit(value: Any) -> int:
-    try:
-        return integer(-1)(value)
-    except ValueError:
-        raise ValueError(LIMIT_ALLOWED) from None
-
-
-def top_k_or_all(value: Any) -> int:
-    """-1 keeps all, as in vLLM, and so does 0."""
-    return max(integer(-1, INT32_MAX)(value), 0)
-
-
-def optional(check: Check) -> PlainValidator:
-    """The check as a field's validator; null passes as None."""
-    return PlainValidator(lambda value: None if value is None else check(value))
-
-
-OptionalText = Annotated[str | None, optional(text)]
-OptionalFlag = Annotated[bool | None, optional(flag)]
-OptionalSize = Annotated[int | None, optional(integer(0, INT32_MAX))]
-OptionalMapping = Annotated[dict[str, Any] | None, optional(mapping)]
-TokenLimit = Annotated[int | None, optional(token_limit)]
-Penalty = Annotated[float | None, optional(number(-2, 2))]
-Probability = Annotated[float | None, optional(number(0, 1))]
-TopLogprobs = Annotated[int | None, optional(integer(0, MAX_TOP_LOGPROBS))]
 
 
 # ---------------------------------------------------------------- errors
@@ -205,30 +56,6 @@ def validate(schema: type[Schema], body: Any) -> Schema:
     raise wrong(path(first["loc"]), _reason(first), first["input"], first["type"] != "missing")
 
 
-def wrong(param: str, reason: str, value: Any, tell: bool = True) -> RequestError:
-    """The error that every wrong field is told with."""
-    was = f", but got {got(value)}" if tell else ""
-    return RequestError(f"`{param}` {reason}{was}.", param=param)
-
-
-def path(location: tuple[str | int, ...]) -> str:
-    """("messages", 2, "content") as the client would write it: messages[2].content."""
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
-    return "".join(steps).removeprefix(".")
-
-
-def got(value: Any) -> str:
-    """A value in a few words, whatever its size."""
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object of {len(value)}"
-    if isinstance(value, str):
-        return json.dumps(value[:40]) + ("…" if len(value) > 40 else "")
-    words = json.dumps(value)
-    return words[:40] + ("…" if len(words) > 40 else "")
-
-
 def _reason(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
@@ -242,10 +69,8 @@ class StreamOptions(BaseModel):
     include_usage: OptionalFlag = None
 
 
-class GenerationFields(BaseModel):
+class GenerationFields(ConstraintFields):
     """What chat and legacy completions have in common."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     model: OptionalText = None
     adapters: OptionalText = None
@@ -270,11 +95,6 @@ class GenerationFields(BaseModel):
     presence_context_size: OptionalSize = None
     frequency_penalty: Penalty = None
     frequency_context_size: OptionalSize = None
-
-    response_format: Annotated[dict[str, Any] | None, optional(typed_object)] = None
-    json_schema: OptionalMapping = None
-    grammar: OptionalText = None
-    regex: OptionalText = None
 
     @property
     def include_usage(self) -> bool:
@@ -307,22 +127,6 @@ class GenerationFields(BaseModel):
         if windows:
             options["penalty_context_size"] = windows.pop()
         return options
-
-    def refuse_constraints(self) -> None:
-        """Raises RequestError where the reply is to follow a grammar or schema."""
-        asked = {
-            "response_format": self.response_format and self.response_format["type"] != "text",
-            "json_schema": self.json_schema is not None,
-            "grammar": self.grammar,
-            "regex": self.regex,
-        }
-        for param, given in asked.items():
-            if given:
-                raise RequestError(
-                    f"`{param}` is not supported: this server cannot hold a reply to a format. "
-                    "Leave it out.",
-                    param=param,
-                )
 
 
 _SAME_NAME = (
