@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from benchmarks.client import Raw, exchange, in_threads, parse, together
+from benchmarks.metrics import tokens_per_second
 from benchmarks.plan import Body, Exchange, Outcome
 from benchmarks.servers import Server
 
@@ -64,6 +65,38 @@ def converse(server: Server, bodies: list[Body]) -> Outcome:
     found = in_threads([lambda part=part: talk(part) for part in parts])
     every = sorted((e for part in found for e in part), key=lambda e: e.reply.started)
     return Outcome(every)
+
+
+def held_and_free(server: Server, bodies: list[Body]) -> Outcome:
+    """The first half is held to a form; the second half, free, generates as many tokens. Who
+    goes first changes with the prompt, so that neither has the warmer machine."""
+    half = len(bodies) // 2
+    held, free = bodies[:half], bodies[half:]
+    # Lengths have to be known before: a pass that is not measured, of the same replies.
+    first = pair(held, together(server.endpoint, held))
+    # The same prompts again would be found in the cache, so each gets a word of its own.
+    again = [_renamed(b, "held") for b in held]
+    free = [
+        b | {"max_tokens": max(1, e.reply.tokens), "ignore_eos": True}
+        for b, e in zip(free, first, strict=True)
+    ]
+    order = [again, free] if len(held[0]["messages"][-1]["content"]) % 2 else [free, again]
+    found = {id(part): pair(part, together(server.endpoint, part)) for part in order}
+    rates = {key: tokens_per_second([e.reply for e in part]) for key, part in found.items()}
+    broken = sum(e.reply.finish_reason != "stop" for e in found[id(again)])
+    figures = {
+        "held_rate": rates[id(again)],
+        "free_rate": rates[id(free)],
+        "held_ratio": rates[id(again)] / rates[id(free)],
+        "errors": float(broken + sum(e.reply.error is not None for p in found.values() for e in p)),
+    }
+    return Outcome([*first, *(e for part in order for e in found[id(part)])], figures=figures)
+
+
+def _renamed(body: Body, word: str) -> Body:
+    """The same request with one word more at its very beginning."""
+    first, *others = body["messages"]
+    return body | {"messages": [{**first, "content": f"{word} {first['content']}"}, *others]}
 
 
 def vanish(server: Server, bodies: list[Body]) -> Outcome:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.corpus import prose, prose_of_tokens
-from benchmarks.drive import all_at_once, converse, interrupt, vanish
+from benchmarks.drive import all_at_once, converse, held_and_free, interrupt, vanish
 from benchmarks.plan import Body, Check, Inputs, Scenario
 
 # ---------------------------------------------------------------- bodies
@@ -78,6 +78,34 @@ def prefix(inputs: Inputs) -> list[Body]:
     return [
         body(prose(inputs.rng, inputs.size(20)), inputs.size(32), system=system) for _ in range(8)
     ]
+
+
+RECORD: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 40},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "kind": {"enum": ["cat", "dog", "bird"]},
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 20},
+            "minItems": 2,
+            "maxItems": 4,
+        },
+        "tame": {"type": "boolean"},
+    },
+    "required": ["name", "age", "kind", "tags", "tame"],
+    "additionalProperties": False,
+}
+
+
+def records(inputs: Inputs) -> list[Body]:
+    """Eight replies held to a schema, then as many free ones."""
+    form = {"type": "json_schema", "json_schema": {"name": "record", "schema": RECORD}}
+    made = [
+        body(prose(inputs.rng, inputs.size(60)), 400, temperature=0.8, seed=i) for i in range(16)
+    ]
+    return [b | {"response_format": form} for b in made[:8]] + made[8:]
 
 
 def vanishing(inputs: Inputs) -> list[Body]:
@@ -183,6 +211,14 @@ SCENARIOS = (
         prefix,
         all_at_once,
         (ONCE, SHARE, NO_ERRORS),
+    ),
+    Scenario(
+        "records",
+        "8 clients held to a schema, and 8 free",
+        0,
+        records,
+        held_and_free,
+        (Check("held_ratio", "tokens/s of held against free clients", at_least=0.9), NO_ERRORS),
     ),
     Scenario(
         "vanish",

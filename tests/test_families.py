@@ -21,6 +21,36 @@ pytestmark = pytest.mark.skipif(not NAMES, reason="needs the templates in shared
 FAMILIES = pytest.mark.parametrize("name", NAMES)
 
 
+UNRENDERED = {
+    "Kimi-K2-Instruct",
+    "Kimi-K2-Thinking",
+    "LFM2-8B-A1B",
+    "LFM2.5-Instruct",
+    "deepseek-ai-DeepSeek-V4-Flash-0731",
+    "ibm-granite-granite-3.3-2B-Instruct",
+}
+"""Templates that show no calls where they are rendered without the help of `ChatTemplate`."""
+
+THINKERS = [
+    "Apertus-8B-Instruct",
+    "Bielik-11B-v3.0-Instruct",
+    "ByteDance-Seed-OSS",
+    "GLM-4.6",
+    "HuggingFaceTB-SmolLM3-3B",
+    "Kimi-K2-Thinking",
+    "LFM2.5-8B-A1B",
+    "LFM2.5-Instruct",
+    "MiniMax-M3",
+    "Qwen-Qwen3-0.6B",
+    "Reka-Edge",
+    "ibm-granite-granite-3.3-2B-Instruct",
+    "llama-cpp-rwkv-world",
+    "mistralai-Ministral-3-14B-Reasoning-2512",
+    "openbmb-MiniCPM5-1B",
+]
+"""Models that begin their reasoning themselves, where they are asked in the usual way."""
+
+
 def _object(required: list[str], **properties: Any) -> dict[str, Any]:
     given = {"type": "object", "properties": properties, "required": required}
     return {**given, "additionalProperties": False}
@@ -178,7 +208,9 @@ def test_what_a_template_renders_is_held_to_from_its_beginning_on(name: str) -> 
     known = model.tokenizer.format
     found = written(name)
     if found is None or known.generic:
-        pytest.skip("its template renders no calls of its family's")
+        # Its template renders no calls of its family's; then it has none, or another's form.
+        assert known.generic or name in UNRENDERED
+        return
     rules, turns = found
     tools = tuple(Tool(rule.name, None, rule.schema) for rule in rules)
     request = ask("auto", prompt(tools), tool_use=ToolUse(tools))
@@ -223,9 +255,13 @@ def test_a_budget_ends_the_reasoning_of_a_free_reply(name: str, switch: dict[str
     free = ask("free", prompt(**switch), options=options)
     state = model.state(free)
     assert model.prepare(free)[0].guide is None  # it costs nothing
+    limited = replace(free, max_thinking_tokens=5)
     if thinking is None or state == "before":
-        pytest.skip("the model begins its reasoning itself, or has none")
-    (answer,) = model.answers([replace(free, max_thinking_tokens=5)]).values()
+        # The model begins its reasoning itself, which a guide waits for, or it has none.
+        thinks = thinking is not None or model.tokenizer.format.syntax.thinks
+        assert (model.prepare(limited)[0].guide is not None) == thinks
+        return
+    (answer,) = model.answers([limited]).values()
     reply = answer.read()
     if state == "after":
         assert (reply.reasoning, reply.usage.reasoning_tokens) == ("", 0)
@@ -238,13 +274,23 @@ def test_a_budget_ends_the_reasoning_of_a_free_reply(name: str, switch: dict[str
     assert thinking.closing not in reply.content
 
 
-@FAMILIES
+def opening_token(name: str) -> int | None:
+    """The token with which the model begins its reasoning by itself, if it does."""
+    tokenizer = family(name).tokenizer
+    thinking = tokenizer.format.thinking
+    if thinking is None or family(name).state(REQUESTS["schema"]) != "before":
+        return None
+    return tokenizer.markup_tokens.get(thinking.opening)
+
+
+def test_who_thinks_of_itself_is_known() -> None:
+    assert [name for name in NAMES if opening_token(name) is not None] == THINKERS
+
+
+@pytest.mark.parametrize("name", THINKERS)
 def test_a_model_that_thinks_of_itself_answers_behind_it(name: str) -> None:
     model = family(name)
-    thinking = model.tokenizer.format.thinking
-    opening = model.tokenizer.markup_tokens.get(thinking.opening) if thinking else None
-    if opening is None or model.state(REQUESTS["schema"]) != "before":
-        pytest.skip("it has no token to begin its reasoning with, or no need to")
+    opening = opening_token(name)
     options = {"logit_bias": (*model.bias, (opening, 60.0))}
     asked = [REQUESTS["schema"], REQUESTS["calls"]]
     found = model.answers([replace(r, options=options, max_thinking_tokens=5) for r in asked])
