@@ -67,7 +67,7 @@ class Tool:
         name: What the model calls it by.
         description: What it does, for the model.
         parameters: JSON Schema of its arguments, an object's; None: anything.
-        strict: The client wants the arguments held to the schema or an error.
+        strict: Where nothing of the schema can be held to, that is an error.
     """
 
     name: str

@@ -71,6 +71,10 @@ def by_schema(param: str, text: str = WRITTEN) -> Grammar:
         ({"json_schema": True}, by_schema("json_schema", "true")),
         ({"guided_json": SCHEMA}, by_schema("guided_json")),
         ({"structured_outputs": {"json": SCHEMA}}, by_schema("structured_outputs.json")),
+        (
+            {"structured_outputs": {"json_object": True}},
+            by_schema("structured_outputs.json_object", ANY_OBJECT),
+        ),
         ({"regex": "a+"}, Grammar("regex", "a+", "regex")),
         ({"guided_regex": "a+"}, Grammar("regex", "a+", "guided_regex")),
         (
@@ -154,6 +158,8 @@ def deep(levels: int) -> dict:
         ({"guided_choice": ["a", "\ud800"]}, "guided_choice"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
         ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
     ],
 )  # fmt: skip
 def test_what_is_no_grammar_is_named_by_its_path(parse: Any, fields: dict, param: str) -> None:

@@ -414,6 +414,16 @@ def test_a_grammar_ends_the_reply_with_any_end_token_or_by_itself(ends: tuple[in
     assert matcher.ended and matcher.complete
 
 
+def test_what_does_not_compile_is_not_compiled_again_with_each_request(monkeypatch) -> None:
+    grammars = Grammars(Vocabulary(TOKENS, SPECIALS, frozenset({EOS}), WIDTH, encode))
+    build, built = grammars._build, []
+    monkeypatch.setattr(grammars, "_build", lambda text: built.append(text) or build(text))
+    wrong, right = lark("start: nothing"), lark('start: "a"')
+    problems = [grammars.problem(text) for text in (wrong, right, wrong, right)]
+    assert problems[0] and problems == [problems[0], None] * 2
+    assert built == [wrong, right]
+
+
 def grammars_of(tokenizer: Tokenizer) -> Grammars:
     return Grammars(
         Vocabulary(

@@ -9,10 +9,11 @@ from dataclasses import replace
 import jsonschema
 import numpy as np
 import pytest
-from guiding import EOS, PERSON, WIDTH, decode, encode, lark, make_grammars, schema
+from guiding import EOS, PERSON, TOKENS, WIDTH, decode, encode, lark, make_grammars, schema
 from models import CONFIG, make_engine, make_pair, random_prompts, request, run
 
 from mlx_server.exchange import GuideError
+from mlx_server.sampling.grammar import Grammars
 from mlx_server.sampling.guide import Guide, Plan, Reasoning, Trigger
 
 GRAMMARS = make_grammars()
@@ -114,6 +115,20 @@ def test_a_leading_mark_counts_only_where_the_content_begins() -> None:
     assert allowed(later) is None
 
 
+def test_what_is_looked_at_for_marks_stays_short_whatever_comes() -> None:
+    trigger = Trigger('{"', lark(r'start: "{\"" "x"'), leading=True)
+    for text in (" ", "ab "):
+        guide = Plan(GRAMMARS, triggers=(trigger,), reasoning=THINK)()
+        say(guide, text * 1000)
+        assert len(guide._text) < 10
+    spaced = Plan(GRAMMARS, triggers=(trigger,), reasoning=THINK)()
+    say(spaced, " \n" * 50 + '{ \n{"')
+    assert allowed(spaced) is None
+    spaced = Plan(GRAMMARS, triggers=(trigger,), reasoning=THINK)()
+    say(spaced, " \n" * 50 + '{"')
+    assert allowed(spaced) == {ord("x")}
+
+
 # ---------------------------------------------------------------- reasoning
 
 
@@ -146,6 +161,22 @@ def test_no_token_ends_the_reasoning_and_begins_the_answer_in_one() -> None:
     assert GRAMMARS.vocabulary.tokens.index(b">!") not in options
     say(guide, "so</why>a")
     assert guide.ended
+
+
+def test_the_vocabulary_is_searched_for_such_tokens_once_and_not_for_each_request() -> None:
+    class Tokens(list):
+        num_searches = 0
+
+        def __iter__(self):
+            self.num_searches += 1
+            return super().__iter__()
+
+    tokens = Tokens(TOKENS)
+    grammars = Grammars(replace(GRAMMARS.vocabulary, tokens=tokens))
+    reasoning = Reasoning("<why>", "</why>", "", inside=True)
+    plans = [Plan(grammars, "", reasoning=reasoning) for _ in range(3)]
+    assert all(set(plan.thoughts) == set(plans[0].thoughts) for plan in plans)
+    assert tokens.num_searches == 1
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3])

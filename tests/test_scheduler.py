@@ -1,4 +1,4 @@
-"""Thousands of random arrivals, aborts, failures, lengths and budgets against the invariants.
+"""Thousands of random arrivals, aborts, failures, guides, lengths and budgets, and what must hold.
 
 The model under test remembers: its next token follows from the sum of all tokens that it
 finds stored in the row's seat. A slot that is leaked, shared, moved wrongly or taken from
@@ -8,11 +8,15 @@ computes the same from a list.
 
 from __future__ import annotations
 
+import gc
+import logging
 import random
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from models import Collected, make_engine, request
 
@@ -21,7 +25,7 @@ from mlx_server.core import SamplingParams
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.scheduler import QUIET
 from mlx_server.engine.sequence import Status
-from mlx_server.exchange import EngineRequest
+from mlx_server.exchange import EngineRequest, Guide, GuideError
 from mlx_server.models.base import Row, ServedModel
 
 VOCAB = 251
@@ -62,14 +66,76 @@ class Remembering(ServedModel):
         return mx.stack(logits).astype(mx.float32), []
 
 
-def expected(prompt: Sequence[int], count: int, eos: frozenset[int]) -> list[int]:
+class Rule:
+    """A guide whose every say follows from what it was told: runs of forced tokens, half of
+    the tokens, all of them, the end, or a failure at any place."""
+
+    def __init__(self, prompt: Sequence[int], fails: bool) -> None:
+        self.total, self.length, self.fails = sum(prompt), len(prompt), fails
+        self.queue: list[int] = []
+        self.ended = self.broken = False
+        self._decide()
+
+    def _decide(self) -> None:
+        self.state = (self.total * 2654435761 + self.length * 40503) % 100_003
+        if not self.queue and self.state % 4 == 0:
+            self.queue = [(self.state * i) % VOCAB for i in range(1, 2 + self.state % 70)]
+        self.ended = self.state % 53 == 1
+        self.broken |= self.fails and self.state % 29 == 2
+
+    def _check(self) -> None:
+        if self.broken:
+            raise GuideError("too complex")
+
+    def forced(self) -> list[int]:
+        self._check()
+        return list(self.queue)
+
+    def options(self) -> list[int]:
+        if self.queue:
+            return self.queue[:1]
+        return list(range(self.state % 2, VOCAB, 2) if self.state % 3 else range(VOCAB))
+
+    def allowed(self) -> np.ndarray | None:
+        self._check()
+        if len(self.options()) == VOCAB:
+            return None
+        bits = np.zeros(-(-VOCAB // 32) * 32, dtype=np.uint8)
+        bits[self.options()] = 1
+        return np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def accept(self, token_id: int) -> None:
+        self._check()
+        assert token_id in self.options()
+        del self.queue[:1]
+        self.total, self.length = self.total + token_id, self.length + 1
+        self._decide()
+        if self.state % 2:
+            self._check()
+
+
+def expected(
+    prompt: Sequence[int], count: int, eos: frozenset[int], guide: Rule | None = None
+) -> tuple[list[int], bool]:
+    """The reply, and whether its guide fails."""
     total, length, found = sum(prompt), len(prompt), []
     while len(found) < count:
-        found.append(next_token(total, length))
-        total, length = total + found[-1], length + 1
-        if found[-1] in eos:
-            break
-    return found
+        token = next_token(total, length)
+        try:
+            if guide is not None:
+                guide.forced()
+                token = token if token in guide.options() else guide.options()[0]
+            found.append(token)
+            total, length = total + token, length + 1
+            if token in eos:
+                break
+            if guide is not None:
+                guide.accept(token)
+                if guide.ended:
+                    break
+        except GuideError:
+            return found, True
+    return found, False
 
 
 def check_invariants(engine: Engine, budget: float) -> None:
@@ -127,6 +193,15 @@ class Driver:
         self.shared = [self.tokens(n) for n in (40, 90, 300, 700)]
         self.requests: dict[str, EngineRequest] = {}
         self.aborted: set[tuple[str, int | None]] = set()
+        self.guides: weakref.WeakSet[Rule] = weakref.WeakSet()
+
+    def guide(self, prompt: list[int], fails: bool) -> Callable[[], Guide]:
+        def make() -> Rule:
+            rule = Rule(prompt, fails)
+            self.guides.add(rule)
+            return rule
+
+        return make
 
     def tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(VOCAB) for _ in range(count)]
@@ -138,38 +213,45 @@ class Driver:
         prompt = prompt + self.tokens(rng.choice([1, 3, 30, 200]))
         if self.requests and rng.random() < 0.3:  # the next turn of another
             last = rng.choice(list(self.requests.values()))
-            prompt = [*last.token_ids, *self.reply(last), *self.tokens(rng.randint(0, 9))]
+            prompt = [*last.token_ids, *self.reply(last)[0], *self.tokens(rng.randint(0, 9))]
             prompt = prompt[:1200]
         eos = frozenset(self.tokens(3)) if rng.random() < 0.5 else frozenset()
         count = rng.choice([0, 1, 2, 20, 90])
         r = request(f"r{number}", prompt, rng.choice([1, 1, 1, 3]), eos, max_tokens=count)
         if rng.random() < 0.1:
             r = replace(r, params=SamplingParams(0, max_tokens=count, prompt_logprobs=1, seed=0))
+        if rng.random() < 0.5:
+            r = replace(r, guide=self.guide(prompt, fails=rng.random() < 0.2))
         self.requests[r.id] = r
         return r
 
-    def reply(self, r: EngineRequest) -> list[int]:
-        return expected(r.token_ids, r.params.max_tokens, r.eos_token_ids)
+    def reply(self, r: EngineRequest) -> tuple[list[int], bool]:
+        guide = r.guide() if r.guide is not None else None
+        return expected(r.token_ids, r.params.max_tokens, r.eos_token_ids, guide)
 
     def check(self, found: Collected) -> None:
         for name, r in self.requests.items():
+            tokens, fails = self.reply(r)
+            left = [i for i in range(r.n) if not {(name, i), (name, None)} & self.aborted]
             if name in found.errors:
+                assert fails
                 continue
-            for i in range(r.n):
-                if (name, i) in self.aborted or (name, None) in self.aborted:
-                    continue
-                assert found.tokens(name, i) == self.reply(r)
+            assert not (left and fails)
+            for i in left:
+                assert found.tokens(name, i) == tokens
                 assert found.reason(name, i) in ("stop", "length")
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_nothing_is_lost_leaked_or_mixed_up(seed: int) -> None:
+def test_nothing_is_lost_leaked_or_mixed_up(seed: int, caplog) -> None:
+    caplog.set_level(logging.CRITICAL)  # records would keep the errors, and these the guides
     driver, model = Driver(seed), Remembering()
     rng, found = driver.rng, Collected()
     chunk, batch = rng.choice([8, 64, 512]), rng.choice([1, 3, 8, 20])
     budget = model.cache.cost(2000) * rng.choice([1, 1.5, 4, 30])
     prefix_bytes = rng.choice([None, None, budget // 2, 0])
     engine = make_engine(model, batch, chunk, int(budget), prefix_bytes)
+    engine.runner.overlaps = rng.random() < 0.5
     engine.prefixes.max_entries = rng.choice([2, 10, 1000])
     for number in range(600):
         if rng.random() < (0.5 if number % 200 < 120 else 0.1):
@@ -186,12 +268,17 @@ def test_nothing_is_lost_leaked_or_mixed_up(seed: int) -> None:
         found.take(engine.step())
         watch.check()
         check_invariants(engine, budget)
+        assert not found.errors.keys() & engine._requests.keys()
     for _ in range(50_000):
         if not engine.busy:
             break
         found.take(engine.step())
     check_invariants(engine, budget)
-    assert not engine._requests and not found.errors
+    assert not engine._requests
     driver.check(found)
     engine.drop_all()
     assert model.cache.nbytes == 0
+    assert engine.counters.forced_tokens > 100
+    del watch
+    gc.collect()
+    assert not driver.guides

@@ -9,6 +9,7 @@ from grammars import Bytes
 
 from mlx_server.text.parsers import tagged_families as families
 from mlx_server.text.parsers.lark import Lark, ToolRule
+from mlx_server.text.parsers.minimax_m3 import MINIMAX_M3
 from mlx_server.text.parsers.typed import ALL_KINDS, as_json, kinds, resolved, standing_alone
 
 ROOT = {
@@ -86,3 +87,16 @@ def test_names_that_begin_alike_are_told_apart():
             assert Bytes().accepts(grammar, f"<tool_call>{name}{parameters}</tool_call>")
         assert not Bytes().accepts(grammar, f"<tool_call>{name}{b}{a}</tool_call>")
     assert Bytes().accepts(grammar, f"<tool_call>get_all.now{a}</tool_call>")
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_grammars_of_schemas_that_are_a_part_of_themselves_are_made(times):
+    again = [{"$ref": "#/$defs/a"}] * times
+    schema = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/a"}},
+        "$defs": {"a": {"anyOf": [*again, {"type": "null"}]}},
+    }
+    for syntax in (families.GLM, MINIMAX_M3):
+        lark = Lark({})
+        assert syntax.section(lark, [ToolRule("f", schema)], several=False)

@@ -37,6 +37,11 @@ ALTERNATES = (
     "{{ raise_exception('Roles must alternate') }}{% endif %}"
     "[{{ m.role }}:{{ m.content }}]{% endfor %}"
 )
+NOT_EMPTY = (
+    "{% for m in messages %}{% if m.role == 'assistant' and m.content == '' %}"
+    "{{ raise_exception('Nothing said') }}{% endif %}"
+    "[{{ m.role }}:{{ m.content }}]{% endfor %}"
+)
 ANY = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
 
 
@@ -86,6 +91,8 @@ def test_real_templates_show_every_message_of_every_shape(path: Path) -> None:
             "[user:s\n\nt\n\na][assistant:b\n\nc]",
         ),
         (ALTERNATES, turns("system:a"), "[user:a]"),
+        (ALTERNATES, turns("assistant:a", "user:b"), "[user:][assistant:a][user:b]"),
+        (NOT_EMPTY, turns("user:a", "assistant:", "user:b"), "[user:a][assistant: ][user:b]"),
     ],
 )  # fmt: skip
 def test_the_form_is_the_nearest_one_that_the_template_takes(
@@ -95,9 +102,9 @@ def test_the_form_is_the_nearest_one_that_the_template_takes(
 
 
 def test_the_templates_own_message_reaches_the_client() -> None:
-    template = ChatTemplate(ALTERNATES, {})
-    with pytest.raises(RequestError, match="Roles must alternate") as caught:
-        template.render(turns("assistant:a", "user:b"))
+    template = ChatTemplate(NOT_EMPTY.replace("''", "'b'"), {})
+    with pytest.raises(RequestError, match="Nothing said") as caught:
+        template.render(turns("user:a", "assistant:b"))
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 

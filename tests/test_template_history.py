@@ -166,11 +166,6 @@ def test_a_result_carries_the_name_of_the_nearest_call_with_its_id() -> None:
             "respond only with <|tool_call|>",
             '<|tool_call|>[{"name": "f", "arguments": {"s": "é", "n": null, "b": true, "l": [1]}}]',
         ),
-        (
-            "<|tool_calls_section_begin|>",
-            "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
-            '{"s": "é", "n": null, "b": true, "l": [1]}<|tool_call_end|><|tool_calls_section_end|>',
-        ),
     ],
 )
 def test_calls_as_the_model_writes_them_where_its_template_shows_none(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from template_cases import (
     ANSWER,
     ASKED,
+    CALLS,
     GENERIC,
     HISTORIES,
     NEXT,
     REAL,
+    RESULTS,
     SHARED,
     SYSTEM,
     TOOLS,
@@ -93,6 +96,8 @@ MESSY = {
         "enum_p": {"enum": ["x", 1, None]},
         "ref_p": {"$ref": "#/$defs/node"},
         "map_p": {"type": "object", "additionalProperties": True},
+        "nulls_p": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        "items_p": {"type": "array", "items": True},
         "default_p": {"type": "integer", "default": 3, "minimum": 0},
     },
     "additionalProperties": False,
@@ -179,3 +184,18 @@ def test_one_rendering_a_request_and_always_the_same(
     calls.clear()
     made_of(path)
     assert len(calls) <= 60  # a rendering takes a tenth of a millisecond
+
+
+@pytest.mark.parametrize("name", ["Kimi-K2-Instruct", "Kimi-K2-Thinking"])
+def test_kimis_calls_are_counted_as_the_model_counts_them(name: str) -> None:
+    """Its template keeps the ids in a list that the sandbox does not let it change."""
+    path = SHARED / "templates" / f"{name}.jinja"
+    if not path.exists():
+        pytest.skip("the templates are not here")
+    more = say("assistant", "", tool_calls=(replace(call("a"), id="again"),))
+    answer = say("tool", "result_c", tool_call_id="again")
+    messages = [ASKED, CALLS, *RESULTS, more, answer]
+    text = template_of(path).render(messages, tools=TOOLS)
+    ids = re.findall(r"(?:call_begin\|>|Return of )(functions\.\w+:\d)", text)
+    first, second, third = "functions.tool_a:0", "functions.tool_b:1", "functions.tool_a:2"
+    assert ids == [first, second, first, second, third, third]

@@ -17,6 +17,7 @@ from pydantic import model_validator as check_model
 
 from mlx_server.api.fields import (
     Check,
+    OptionalFlag,
     checked,
     flag,
     mapping,
@@ -72,6 +73,9 @@ def alternatives(value: Any) -> str:
     """A list of strings as a Lark grammar of which a reply is one."""
     if not isinstance(value, list) or not 0 < len(value) <= MAX_ALTERNATIVES:
         raise ValueError(f"must be a list of 1 to {MAX_ALTERNATIVES} strings")
+    for i, item in enumerate(value):
+        if not isinstance(item, str):
+            raise ValueError(f"must be a list of strings (its item {i} is none)")
     # A string of Lark is written like one of JSON.
     return _bound("start: " + " | ".join(json.dumps(text(item)) for item in value))
 
@@ -108,11 +112,14 @@ class _StructuredOutputs(BaseModel):
     regex: OptionalGrammar = None
     grammar: OptionalGrammar = None
     choice: OptionalChoice = None
+    json_object: OptionalFlag = None
 
     @check_model(mode="after")
     def _asks_for_something(self) -> _StructuredOutputs:
         if not any(getattr(self, name) for name in type(self).model_fields):
-            raise ValueError("must have one of `json`, `regex`, `grammar` and `choice`")
+            raise ValueError(
+                "must have one of `json`, `regex`, `grammar`, `choice` and `json_object`"
+            )
         return self
 
 
@@ -161,6 +168,11 @@ class ConstraintFields(BaseModel):
             ("structured_outputs.regex", "regex", several.regex),
             ("structured_outputs.grammar", None, several.grammar),
             ("structured_outputs.choice", "lark", several.choice),
+            (
+                "structured_outputs.json_object",
+                "json_schema",
+                ANY_OBJECT if several.json_object else None,
+            ),
         )
         for param, kind, written in fields:
             if written is not None:

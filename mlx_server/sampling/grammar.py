@@ -49,6 +49,9 @@ STACK_BYTES = 2**28
 process, after some hundred definitions. This holds what fits into a request."""
 
 
+SPACE = b" \t\r\n"
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A model's tokens as grammars see them.
@@ -74,6 +77,19 @@ class Vocabulary:
             ids += [self.specials[part]] if part in self.specials else self.encode(part)
         return ids
 
+    def overrunning(self, mark: str) -> frozenset[int]:
+        """The tokens that can hold the last of a mark and then something that is no space."""
+        if mark not in self._overrunning:
+            end = mark.encode()
+            found = (i for i, token in enumerate(self.tokens) if _overruns(token, end))
+            self._overrunning[mark] = frozenset(found)
+        return self._overrunning[mark]
+
+    @cached_property
+    def _overrunning(self) -> dict[str, frozenset[int]]:
+        """By the mark: looking at 128k tokens takes too long to be done for each request."""
+        return {}
+
     @cached_property
     def _markup(self) -> re.Pattern[str] | None:
         names = sorted(filter(None, self.specials), key=len, reverse=True)
@@ -85,7 +101,8 @@ class Grammars:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[str, LLMatcher | ValueError] = OrderedDict()
+        self._latest: dict[tuple[Grammar, str | None], str] = {}
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -104,6 +121,8 @@ class Grammars:
         Raises:
             RequestError: It does not; the reason is quoted.
         """
+        if (known := self._latest.get((grammar, around))) is not None:
+            return known
         try:
             inner = translated(grammar)
         except ValueError as error:
@@ -112,11 +131,12 @@ class Grammars:
             raise _refused(grammar, "it is nested too deeply.") from None
         if problem := self.problem(together(inner)):
             raise _refused(grammar, problem)
-        if around is None:
-            return together(inner)
-        text = together({"lark_grammar": around}, {"name": "reply", **inner})
-        if problem := self.problem(text):
-            raise _refused(grammar, problem)
+        text = together(inner)
+        if around is not None:
+            text = together({"lark_grammar": around}, {"name": "reply", **inner})
+            if problem := self.problem(text):
+                raise _refused(grammar, problem)
+        self._latest = {(grammar, around): text}  # a request may have thousands of prompts
         return text
 
     def problem(self, text: str) -> str | None:
@@ -132,18 +152,32 @@ class Grammars:
         return Matcher(self._matcher(text).deep_copy(), self.vocabulary.width)
 
     def _matcher(self, text: str) -> LLMatcher:
+        """Raises ValueError. That is kept as well: an agent sends its tools with every turn,
+        and finding out that a grammar is too complex may take seconds."""
         with self._lock:
-            if text in self._compiled:
+            found = self._compiled.get(text)
+            if found is not None:
                 self._compiled.move_to_end(text)
-                return self._compiled[text]
-        matcher = _with_deep_stack(lambda: self._build(text))
+        if found is None:
+            found = _with_deep_stack(lambda: self._tried(text))
+            self._keep(text, found)
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        return found
+
+    def _keep(self, text: str, found: LLMatcher | ValueError) -> None:
         with self._lock:
-            self._compiled[text] = matcher
+            self._compiled[text] = found
             while len(self._compiled) > 1 and (
                 len(self._compiled) > MAX_GRAMMARS or sum(map(len, self._compiled)) > MAX_KEPT_BYTES
             ):
                 self._compiled.popitem(last=False)
-        return matcher
+
+    def _tried(self, text: str) -> LLMatcher | ValueError:
+        try:
+            return self._build(text)
+        except ValueError as error:
+            return ValueError(str(error))  # without the traceback, and all that it holds
 
     def _build(self, text: str) -> LLMatcher:
         """Raises ValueError where it does not compile, or a reply could not even begin."""
@@ -241,6 +275,16 @@ class _Tokens:
 
 
 # ---------------------------------------------------------------- at the edges
+
+
+def _overruns(token: bytes, end: bytes) -> bool:
+    if end[-1:] not in token:  # as of nearly all of them
+        return False
+    place = token.find(end)
+    if place >= 0 and token[place + len(end) :].strip(SPACE):
+        return True
+    sizes = range(1, min(len(end), len(token)))
+    return any(token[:n] == end[-n:] and token[n:].strip(SPACE) for n in sizes)
 
 
 _stack_lock = threading.Lock()

@@ -20,11 +20,9 @@ from functools import cached_property
 import numpy as np
 
 from mlx_server.exchange import GuideError
-from mlx_server.sampling.grammar import Grammars, Matcher
+from mlx_server.sampling.grammar import SPACE, Grammars, Matcher
 
 log = logging.getLogger(__name__)
-
-SPACE = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +94,7 @@ class Plan:
         vocabulary, closing = self.grammars.vocabulary, self.reasoning.closing
         barred = {i for i in vocabulary.eos_token_ids if i < vocabulary.width}
         if closing not in vocabulary.specials:
-            end = closing.encode()
-            barred |= {i for i, token in enumerate(vocabulary.tokens) if _overruns(token, end)}
+            barred |= vocabulary.overrunning(closing)
         bits = np.ones(-(-vocabulary.width // 32) * 32, dtype=np.uint8)
         bits[sorted(barred)] = 0
         return np.packbits(bits, bitorder="little").view(np.uint32)
@@ -107,15 +104,6 @@ class Plan:
         words = np.zeros(-(-self.grammars.vocabulary.width // 32), dtype=np.uint32)
         words[token_id >> 5] = np.uint32(1 << (token_id & 31))
         return words
-
-
-def _overruns(token: bytes, end: bytes) -> bool:
-    """Whether a token can hold the last of a mark and then something that is no space."""
-    place = token.find(end)
-    if place >= 0 and token[place + len(end) :].strip(SPACE):
-        return True
-    sizes = range(1, min(len(end), len(token)))
-    return any(token[:n] == end[-n:] and token[n:].strip(SPACE) for n in sizes)
 
 
 class _Phase(enum.Enum):
@@ -292,8 +280,7 @@ class Guide:
             keep = max(keep, len(self._plan.reasoning.opening.encode()))
         if len(self._text.lstrip(SPACE)) > keep:
             self._content = True
-        if self._content:
-            self._text = self._text[-keep:] if keep else b""
+        self._text = self._text[-keep:] if keep else b""
 
     def _pull(self, trigger: Trigger, text: bytes) -> None:
         """A call begins. What does not follow its grammar is left free."""

@@ -104,6 +104,20 @@ def answered_results(conversation: Conversation) -> Conversation:
     return answered
 
 
+def filled(conversation: Conversation) -> Conversation:
+    """No answer empty, and none before a user has spoken."""
+    first = next((i for i, t in enumerate(conversation) if t["role"] not in SYSTEM_ROLES), None)
+    if first is not None and conversation[first]["role"] == "assistant":
+        opening = {"role": "user", "content": ""}
+        conversation = [*conversation[:first], opening, *conversation[first:]]
+    return [
+        {**turn, "content": " "}
+        if turn["role"] == "assistant" and not (turn["content"] or turn.get("tool_calls"))
+        else turn
+        for turn in conversation
+    ]
+
+
 FORMS: tuple[Callable[[Conversation], Conversation], ...] = (as_sent, merged_system, folded_system)
 """From the nearest to what was sent to the farthest."""
 
@@ -114,7 +128,8 @@ def forms_of(conversation: Conversation, first: int) -> Iterator[Conversation]:
     for form in FORMS[first:]:
         formed = form(conversation)
         merged = merged_runs(formed)
-        for candidate in (formed, merged, answered_results(merged)):
+        answered = answered_results(merged)
+        for candidate in (formed, merged, answered, filled(answered)):
             if candidate not in tried:
                 tried.append(candidate)
                 yield candidate

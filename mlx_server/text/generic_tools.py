@@ -78,8 +78,10 @@ def _completed(schema: Any) -> dict[str, Any]:
     schema = {"description": "", **schema, "type": kind if kind in _TYPES else None}
     if isinstance(schema.get("properties"), Mapping):
         schema["properties"] = {k: _completed(v) for k, v in schema["properties"].items()}
-    if schema["type"] == "object" and not isinstance(schema.get("additionalProperties"), Mapping):
-        schema["additionalProperties"] = {"type": None}
+    if "items" in schema:
+        schema["items"] = _completed(schema["items"])
+    if schema["type"] == "object":
+        schema["additionalProperties"] = _completed(schema.get("additionalProperties"))
     return schema
 
 
@@ -155,23 +157,12 @@ def _python(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _write_kimi(calls: Sequence[ToolCall]) -> str:
-    """Each call has an id `functions.<name>:<number>`, which its result repeats."""
-    written = [
-        f"<|tool_call_begin|>functions.{call.name}:0<|tool_call_argument_begin|>"
-        f"{json.dumps(parsed_arguments(call), ensure_ascii=False)}<|tool_call_end|>"
-        for call in calls
-    ]
-    return f"<|tool_calls_section_begin|>{''.join(written)}<|tool_calls_section_end|>"
-
-
 def _call_json(call: ToolCall) -> str:
     call_object = {"name": call.name, "arguments": parsed_arguments(call)}
     return json.dumps(call_object, ensure_ascii=False)
 
 
 _WRITERS: tuple[tuple[str, CallWriter], ...] = (
-    ("<|tool_calls_section_begin|>", _write_kimi),
     ("respond only with <|tool_call|>", _write_granite),
     ("List of tools: ", _write_lfm2),
 )

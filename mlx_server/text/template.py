@@ -10,6 +10,7 @@ is made, and brings a conversation into a form that the template renders in full
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,6 +66,16 @@ _VARIABLE_SETS: tuple[Mapping[str, Any], ...] = (
     {"tools": [], "functions": "[]", "datetime": "unknown"},
 )
 
+# Lists are not to be changed in the sandbox. Kimi K2's templates do, to number their calls: they
+# assign new ones instead.
+_MUTATIONS = (
+    (r"set _ = (\w+\.\w+)\.append\((\w+)\)", r"set \1 = \1 + [\2]"),
+    (
+        r"\{%-?\s*set (\w+) = (\w+\.\w+)\.pop\(0\)\s*-?%\}",
+        r"{%- set \1 = \2[0] -%}{%- set \2 = \2[1:] -%}",
+    ),
+)
+
 
 def prefixed_text(
     messages: Sequence[Message], role_mapping: Mapping[str, str], tools: Sequence[Tool] = ()
@@ -104,6 +115,8 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
         if reserved := RESERVED & variables.keys():
             raise ValueError(f"{sorted(reserved)[0]!r} cannot be set by a template variable")
+        for mutation, assignment in _MUTATIONS:
+            source = re.sub(mutation, assignment, source)
         self.source = source
         self._variables = self._find_variables(variables)
         self._knows_developer = knows_developer(source, self._try)
@@ -127,9 +140,10 @@ class ChatTemplate:
 
         The conversation is rendered as it was sent where the template takes
         it. Else all system messages become one at the start; else their text
-        goes into the first user message; in each case with neighbours of one
-        role merged if nothing else helps. Tools, calls and results that the
-        template refuses are told of in the generic form.
+        goes into the first user message; in each case, if nothing else helps,
+        with neighbours of one role merged and what is missing between them or
+        within them filled in. Tools, calls and results that the template
+        refuses are told of in the generic form.
 
         Args:
             template_args: Variables for the template; they come before everything else.

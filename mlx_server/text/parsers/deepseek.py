@@ -85,7 +85,7 @@ class DeepSeek(Syntax):
 
     def _name(self, source: Source) -> Parse[str]:
         """The call's name; nothing where there is none, or it is not whole."""
-        ends = ("{", "```", CALL_END, SECTION_END)
+        ends = ("{", "```", CALL, CALL_END, SECTION_END)
         name, end = yield from source.collect((SEPARATOR, *ends))
         if end != SEPARATOR:
             return ""

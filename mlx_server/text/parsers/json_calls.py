@@ -28,8 +28,8 @@ _WORD = re.compile(r"[^\s<>{}\[\]\"']+")
 def word(source: Source) -> Parse[str]:
     """What may be a name: text up to a space, a bracket or a quote."""
     found = ""
-    while (yield from source.peek()) and (run := _WORD.match(source.rest)):
-        found += source.take(run.end())
+    while (yield from source.peek()) and (run := source.ahead(_WORD)):
+        found += source.take(run)
     return found
 
 

@@ -31,11 +31,10 @@ def value(source: Source, event: Callable[[str], Event]) -> Parse[bool]:
     if first in ("{", "["):
         return (yield from _container(source, event))
     while True:
-        rest = source.rest
-        run = _SCALAR.match(rest).end()
+        run = source.ahead(_SCALAR)
         if run:
             yield event(source.take(run))
-        if run < len(rest):
+        if source.rest:
             return True
         if source.closed:
             return False
@@ -60,7 +59,7 @@ def _container(source: Source, event: Callable[[str], Event]) -> Parse[bool]:
             if depth == 0:
                 return True
         else:
-            yield event(source.take(_IN_VALUE.match(source.rest).end()))
+            yield event(source.take(source.ahead(_IN_VALUE)))
 
 
 def _string(source: Source, event: Callable[[str], Event]) -> Parse[bool]:
@@ -79,7 +78,7 @@ def _string(source: Source, event: Callable[[str], Event]) -> Parse[bool]:
             yield event(source.take(1))
             return True
         else:
-            yield event(source.take(_IN_STRING.match(source.rest).end()))
+            yield event(source.take(source.ahead(_IN_STRING)))
 
 
 def collected(source: Source) -> Parse[str]:
@@ -172,7 +171,7 @@ class _Call:
         self._name: str | None = None
         self._id: str | None = None
         self._waiting: str | None = None  # arguments that came before the name
-        self._started = self._has_arguments = False
+        self._started = self._has_arguments = self._inner = False
 
     def read(self) -> Parse[bool]:
         yield from self._source.skip_space()
@@ -204,7 +203,8 @@ class _Call:
         source = self._source
         if key in self._names and self._name is None:
             first = yield from source.peek()
-            if first == "{":
+            if first == "{" and not self._inner:
+                self._inner = True
                 return (yield from self._object())
             text = yield from collected(source)
             if first == '"' and len(text) > 1 and text.endswith('"'):

@@ -53,7 +53,9 @@ class KimiK2(Syntax):
     def _call(self, source: Source, mark: str) -> Parse[bool]:
         """A call from its id on; whether it was one. Where not, the mark is given."""
         start = source.hold()
-        given, end = yield from source.collect((ARGUMENTS, CALL_END, *SECTION_ENDS, "\n\n"))
+        given, end = yield from source.collect(
+            (ARGUMENTS, CALL, CALL_END, *SECTIONS, *SECTION_ENDS, "\n\n")
+        )
         found = _ID.fullmatch(given.strip())
         if end not in (ARGUMENTS, CALL_END) or found is None:
             source.go_back(start)

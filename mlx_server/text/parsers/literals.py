@@ -22,9 +22,12 @@ _WORDS = {"True": "true", "False": "false", "None": "null"} | {
 }
 _SCALAR = re.compile(r"[^,)\]}<\n]*")
 _PLAIN = re.compile(r"[^\\'\"]+")
+_SPACE = re.compile(rf"[{SPACE}]*")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _HEX = {"x": 4, "u": 6, "U": 10}  # characters of the whole escape
 _CLOSING = ",)]}:"
+_DEPTH = 64
+"""Levels of lists and objects that are read; what lies deeper is no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Notation:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, source: Source) -> Parse[bool]:
+    def read(self, source: Source, depth: int = 0) -> Parse[bool]:
         """Give one value as CallPieces of JSON, piece by piece as it comes.
 
         Returns:
@@ -63,14 +66,14 @@ class Notation:
         quote = yield from source.accept(*self.quotes)
         if quote is not None:
             return (yield from self._string(source, quote))
-        opening = yield from source.accept("{", "[", "(")
+        opening = (yield from source.accept("{", "[", "(")) if depth < _DEPTH else None
         if opening == "{":
-            return (yield from self.read_object(source))
+            return (yield from self.read_object(source, depth + 1))
         if opening is not None:
-            return (yield from self._list(source))
+            return (yield from self._list(source, depth + 1))
         return (yield from _scalar(source))
 
-    def read_object(self, source: Source) -> Parse[bool]:
+    def read_object(self, source: Source, depth: int = 1) -> Parse[bool]:
         """The same for an object, the brace read already."""
         opening = "{"
         while True:
@@ -85,7 +88,7 @@ class Notation:
                 return False
             yield CallPiece(f"{opening}{json.dumps(key, ensure_ascii=False)}: ")
             opening = ", "
-            if not (yield from self.read(source)):
+            if not (yield from self.read(source, depth)):
                 return False
 
     def _key(self, source: Source) -> Parse[str | None]:
@@ -102,7 +105,7 @@ class Notation:
         yield from source.skip_space()
         return json_text.decoded("".join(pieces)) if (yield from source.accept(":")) else None
 
-    def _list(self, source: Source) -> Parse[bool]:
+    def _list(self, source: Source, depth: int) -> Parse[bool]:
         opening = "["
         while True:
             yield from source.skip_space()
@@ -114,7 +117,7 @@ class Notation:
             if (yield from source.peek()) in ("", "}"):
                 return False
             # What the value is, is seen before it is known whether it is whole.
-            parse = self.read(source)
+            parse = self.read(source, depth)
             for event in parse:
                 if event is None:
                     yield None
@@ -188,17 +191,16 @@ def _escaped(source: Source, quote: str) -> Parse[bool]:
                 return False
             yield _inside(text)
         elif character == quote:
-            while not (behind := source.rest[1:].lstrip(SPACE)) and not source.closed:
-                yield None
+            space = yield from source.run(_SPACE, 1)
+            behind = (yield from source.peek(space + 1))[space:]
             if not behind:
                 return False
             source.take(1)
-            if behind[0] in _CLOSING:
+            if behind in _CLOSING:
                 return True
             yield _inside(quote)
         else:
-            run = _PLAIN.match(source.rest)
-            yield _inside(source.take(run.end() if run else 1))
+            yield _inside(source.take(source.ahead(_PLAIN) or 1))
 
 
 def _escape(source: Source) -> Parse[str | None]:
@@ -221,15 +223,8 @@ def _escape(source: Source) -> Parse[str | None]:
 
 def _scalar(source: Source) -> Parse[bool]:
     """A number or a word, which is a string if it is none of Python's or JSON's."""
-    while True:
-        run = _SCALAR.match(source.rest).end()
-        if run < len(source.rest):
-            break
-        if source.closed:
-            return False
-        yield None
-    text = source.take(run).strip()
-    if not text:
+    text = source.take((yield from source.run(_SCALAR))).strip()
+    if source.ended or not text:
         return False
     yield CallPiece(_WORDS.get(text) or _number(text) or json.dumps(text, ensure_ascii=False))
     return True

@@ -30,6 +30,8 @@ _OPEN, _CLOSE = f"{_MARK}<", f"{_MARK}</"
 _CONTAINERS = frozenset({"array", "object"})
 _DEPTH = 5
 """Levels of tags in a grammar; what lies deeper is written as JSON."""
+_DEEPEST = 64
+"""Levels that are read; what lies deeper is no value."""
 
 
 class MiniMaxM3(Tagged):
@@ -48,7 +50,9 @@ class MiniMaxM3(Tagged):
             return CUT
         return (yield from self._next(source, tags))
 
-    def _element(self, source: Source, schema: Any, root: Mapping[str, Any]) -> Parse[bool]:
+    def _element(
+        self, source: Source, schema: Any, root: Mapping[str, Any], depth: int = 0
+    ) -> Parse[bool]:
         """A value and its end tag; returns whether both are there."""
         allowed = typed.kinds(schema, root)
         if "string" not in allowed:
@@ -58,7 +62,9 @@ class MiniMaxM3(Tagged):
             return False
         source.take(len(tag or ""))
         if tag == _OPEN:
-            return (yield from self._container(source, schema, root, allowed))
+            if depth == _DEEPEST:
+                return False
+            return (yield from self._container(source, schema, root, allowed, depth + 1))
         if tag is None:
             if (yield from text_value(source, (_MARK,), allowed)) is None:
                 return False
@@ -70,7 +76,12 @@ class MiniMaxM3(Tagged):
         return (yield from _end(source)) if tag else True
 
     def _container(
-        self, source: Source, schema: Any, root: Mapping[str, Any], allowed: frozenset[str]
+        self,
+        source: Source,
+        schema: Any,
+        root: Mapping[str, Any],
+        allowed: frozenset[str],
+        depth: int,
     ) -> Parse[bool]:
         """A list or an object, from its first tag's name on, and its end tag."""
         tag: str | None = _OPEN
@@ -86,7 +97,7 @@ class MiniMaxM3(Tagged):
             yield CallPiece(before if is_list else f"{before}{_quoted(key)}: ")
             given += 1
             inner = schema.get("items", {}) if is_list else _property(schema, key)
-            if not (yield from self._element(source, inner, root)):
+            if not (yield from self._element(source, inner, root, depth)):
                 return False
             tag = yield from next_tag(source, _OPEN, _CLOSE)
         if tag == CUT:
@@ -198,14 +209,16 @@ def _is_list(key: str, allowed: frozenset[str]) -> bool:
 
 def _variant(schema: Any, root: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """The part of the schema that speaks of values of this type."""
-    schema = typed.resolved(schema, root)
-    if not isinstance(schema, Mapping):
-        return {}
-    for key in ("anyOf", "oneOf", "allOf"):
-        for part in schema.get(key) or ():
-            if kind in typed.kinds(part, root):
-                return _variant(part, root, kind)
-    return schema
+    for _ in range(_DEEPEST):  # it may be a part of itself
+        schema = typed.resolved(schema, root)
+        if not isinstance(schema, Mapping):
+            return {}
+        parts = (part for key in ("anyOf", "oneOf", "allOf") for part in schema.get(key) or ())
+        inner = next((part for part in parts if kind in typed.kinds(part, root)), None)
+        if inner is None:
+            return schema
+        schema = inner
+    return {}
 
 
 def _property(schema: Mapping[str, Any], name: str) -> Any:

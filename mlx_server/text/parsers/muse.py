@@ -53,7 +53,7 @@ class Muse(Tagged):
     def _header(self, source: Source, mark: str) -> Parse[None]:
         """A message's beginning, and the reasoning, where it is that."""
         start = source.hold()
-        text, found = yield from source.collect((MESSAGE, "\n", "<atem:"))
+        text, found = yield from source.collect((MESSAGE, START, "\n", "<atem:"))
         text = (TO if mark == TO else "") + text
         header = _HEADER.match(text)
         if found == MESSAGE:

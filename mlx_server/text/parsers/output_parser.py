@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from mlx_server.text.parsers.base import Syntax, Thinking
 from mlx_server.text.parsers.events import CallPiece, CallStart, Content, Event, Thought
 from mlx_server.text.parsers.source import SPACE, Parse, Source
@@ -51,9 +53,12 @@ class OutputParser:
 
         Args:
             cut: It was broken off. What a call had begun with is then no content, though it
-                never became a call.
+                never became a call; nor are the first letters of its mark, where nothing
+                stands before them.
         """
-        within = cut and self._in_call
+        held = self._source.rest.lstrip(SPACE)
+        marked = self._tidy.untouched and bool(held) and not held[0].isalnum()
+        within = cut and (self._in_call or marked)
         self._source.close()
         events = self._run()
         begun = "".join(event.text for event in events if isinstance(event, Content))
@@ -63,16 +68,17 @@ class OutputParser:
 
     def _run(self) -> list[Event]:
         """The events up to where more text is needed, neighbours of one kind joined."""
-        events: list[Event] = []
+        found: list[Event] = []
         for event in self._parse:
             if event is None:
                 break
-            for found in self._tidy.pass_on(event):
-                last = events[-1] if events else None
-                if type(last) is type(found) and not isinstance(found, CallStart):
-                    events[-1] = type(found)(last.text + found.text)
-                else:
-                    events.append(found)
+            found += self._tidy.pass_on(event)
+        events: list[Event] = []
+        for kind, run in groupby(found, type):
+            if kind is CallStart:
+                events += run
+            else:
+                events.append(kind("".join(event.text for event in run)))
         return events
 
     def _section(self, mark: str, space: str = "") -> Parse[None]:
@@ -162,6 +168,11 @@ class _Tidy:
         self._fresh = True  # nothing of this stretch was given yet
         self._bare = True  # nothing but content came so far
 
+    @property
+    def untouched(self) -> bool:
+        """No content was given yet, or none since the last call."""
+        return self.last is CallStart or (self.last is Content and self._fresh)
+
     def begin(self, kind: type[Event]) -> None:
         """The text begins within a stretch of this kind."""
         self.last, self._bare = kind, False
@@ -176,15 +187,14 @@ class _Tidy:
         if kind is not self.last:
             self.last, self._space, self._fresh = kind, "", True
             self._bare = False
-        text = self._space + event.text
-        if self._fresh and not self._bare:
-            text = text.lstrip(SPACE)
+        text = event.text.lstrip(SPACE) if self._fresh and not self._bare else event.text
         body = text.rstrip(SPACE)
-        self._space = text[len(body) :]
         if not body:
+            self._space += text
             return []
+        space, self._space = self._space, text[len(body) :]
         self._fresh = False
-        return [kind(body)]
+        return [kind(space + body)]
 
     def flush(self) -> list[Event]:
         """Space at the end of plain content is the content's."""

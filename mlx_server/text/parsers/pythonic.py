@@ -95,7 +95,7 @@ class Pythonic(Syntax):
         Args:
             sure: Whatever looks like a call is one; else prose might.
         """
-        name = yield from self._name(source)
+        name = source.take((yield from source.run(_NAME)))
         if not name or (yield from source.peek()) != "(":
             return False
         if not sure and name not in self.tools:
@@ -108,13 +108,6 @@ class Pythonic(Syntax):
         yield CallStart(name)
         yield from self._arguments(source, self.tools.get(name))
         return True
-
-    def _name(self, source: Source) -> Parse[str]:
-        while True:
-            run = _NAME.match(source.rest).end()
-            if run < len(source.rest) or source.closed:
-                return source.take(run)
-            yield None
 
     def _arguments(self, source: Source, tool: ToolRule | None) -> Parse[None]:
         names = list(tool.properties) if tool is not None else []

@@ -11,6 +11,7 @@ has the whole text, and works however that is cut into pieces:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
@@ -97,6 +98,25 @@ class Source:
         while len(self._text) - self._at < count and not self.closed:
             yield None
         return self._text[self._at : self._at + count]
+
+    def ahead(self, pattern: re.Pattern[str]) -> int:
+        """How many of the characters that have come next the pattern matches."""
+        found = pattern.match(self._text, self._at)
+        return found.end() - self._at if found else 0
+
+    def run(self, characters: re.Pattern[str], start: int = 0) -> Parse[int]:
+        """Where the run of such characters ends that begins at `start`, counted from here;
+        nothing is read.
+
+        Args:
+            characters: Matches any number of them.
+        """
+        end = start
+        while True:
+            end = characters.match(self._text, self._at + end).end() - self._at
+            if self._at + end < len(self._text) or self.closed:
+                return end
+            yield None
 
     def skip_space(self) -> Parse[str]:
         """Read blanks and line ends; returns them."""

@@ -121,8 +121,4 @@ def text_value(source: Source, ends: Sequence[str], allowed: frozenset[str]) -> 
 
 def name_text(source: Source) -> Parse[str]:
     """A name, as far as the characters can be of one."""
-    while True:
-        run = _NAME.match(source.rest).end()
-        if run < len(source.rest) or source.closed:
-            return source.take(run)
-        yield None
+    return source.take((yield from source.run(_NAME)))

@@ -35,15 +35,34 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     return {}
 
 
-def kinds(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+def kinds(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     """The types that a value of the schema may have; all where it does not say.
 
     Args:
         root: The schema that its references are relative to.
     """
+    return _kinds(schema, root, 0, {})
+
+
+def _kinds(
+    schema: Any, root: Mapping[str, Any], depth: int, known: dict[int, frozenset[str]]
+) -> frozenset[str]:
+    """The same, each schema looked at once: it may be a part of itself, or of many."""
     schema = resolved(schema, root)
-    if not isinstance(schema, Mapping) or depth > _DEPTH:
+    if not isinstance(schema, Mapping) or not schema or depth > _DEPTH:
         return ALL_KINDS
+    if id(schema) not in known:
+        known[id(schema)] = ALL_KINDS
+        known[id(schema)] = _allowed(schema, root, depth, known)
+    return known[id(schema)]
+
+
+def _allowed(
+    schema: Mapping[str, Any],
+    root: Mapping[str, Any],
+    depth: int,
+    known: dict[int, frozenset[str]],
+) -> frozenset[str]:
     listed = enumerated(schema, root)
     if listed is not None:
         return frozenset().union(*map(_kinds_of, listed))
@@ -57,9 +76,9 @@ def kinds(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[str
         found |= {"integer"}
     for key in ("anyOf", "oneOf"):
         if isinstance(parts := schema.get(key), list) and parts:
-            found &= frozenset().union(*(kinds(part, root, depth + 1) for part in parts))
+            found &= frozenset().union(*(_kinds(part, root, depth + 1, known) for part in parts))
     for part in schema.get("allOf") or ():
-        found &= kinds(part, root, depth + 1)
+        found &= _kinds(part, root, depth + 1, known)
     if schema.get("nullable") is True:
         found |= {"null"}
     return (found & ALL_KINDS) or ALL_KINDS
@@ -82,17 +101,27 @@ Size = tuple[int, int | None]
 
 def size(schema: Any, root: Mapping[str, Any]) -> Size:
     """How long a string of the schema may be."""
-    schema = resolved(schema, root)
-    if not isinstance(schema, Mapping):
-        return 0, None
+    for _ in range(_DEPTH):
+        schema = resolved(schema, root)
+        if not isinstance(schema, Mapping):
+            return 0, None
+        inner = _only_text(schema, root)
+        if inner is None:
+            break
+        schema = inner
+    least, most = schema.get("minLength"), schema.get("maxLength")
+    least = least if isinstance(least, int) and least > 0 else 0
+    return least, max(most, least) if isinstance(most, int) else None
+
+
+def _only_text(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    """The one of its alternatives that may be a string, where it is one alone."""
     for key in ("anyOf", "oneOf"):
         parts = schema.get(key)
         texts = [p for p in parts if "string" in kinds(p, root)] if isinstance(parts, list) else []
         if len(texts) == 1:
-            return size(texts[0], root)
-    least, most = schema.get("minLength"), schema.get("maxLength")
-    least = least if isinstance(least, int) and least > 0 else 0
-    return least, max(most, least) if isinstance(most, int) else None
+            return texts[0]
+    return None
 
 
 def standing_alone(schema: Any, root: Mapping[str, Any]) -> Any:
