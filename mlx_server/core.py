@@ -67,13 +67,11 @@ class Tool:
         name: What the model calls it by.
         description: What it does, for the model.
         parameters: JSON Schema of its arguments, an object's; None: anything.
-        strict: Where nothing of the schema can be held to, that is an error.
     """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] | None = None
-    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class ReplyForms:
             token_ids: The prompt's.
 
         Raises:
-            RequestError: Its grammar, or the schema of a strict tool, cannot be held to.
+            RequestError: Its grammar cannot be held to.
         """
         if not isinstance(prompt, ChatPrompt):
             if request.grammar is None:
@@ -126,11 +126,6 @@ class ReplyForms:
                 problem = self.grammars.problem(json_grammar(version, JSON_STYLE))
                 if problem is None:
                     return ToolRule(tool.name, version)
-        if tool.strict:
-            raise RequestError(
-                f"The parameters of the strict tool {tool.name!r} cannot be held to: {problem}",
-                param="tools",
-            )
         _warn_once(tool.name, problem or "")
         return ToolRule(tool.name, ANY_OBJECT)
 
@@ -191,10 +186,14 @@ class ReplyForms:
 
         if request.grammar is not None:
             return self.grammars.compile(request.grammar, around(rules))
-        text = lark_grammar(around(rules))
-        if problem := self.grammars.problem(text):
-            raise RequestError(f"These tools cannot be called: {problem}", param="tools")
-        return text
+        # Together they may be too much, though none of them is.
+        for tools in (rules, [ToolRule(rule.name, ANY_OBJECT) for rule in rules]):
+            text = lark_grammar(around(tools))
+            problem = self.grammars.problem(text)
+            if problem is None:
+                return text
+            _warn_once(", ".join(rule.name for rule in rules), problem)
+        raise RequestError(f"These tools cannot be called: {problem}", param="tools")
 
     def _triggers(self, syntax: Syntax, rules: list[ToolRule], use: ToolUse) -> tuple[Trigger, ...]:
         lark = Lark(self._tokenizer.markup_tokens)

@@ -82,7 +82,7 @@ def test_captured_tools_calls_and_formats_reach_the_request(
     request = OpenAIChat().parse(body)
     prompt = request.prompts[0]
     tools = tuple(
-        Tool(f["name"], f.get("description"), f.get("parameters"), f.get("strict", False))
+        Tool(f["name"], f.get("description"), f.get("parameters"))
         for f in (tool["function"] for tool in body.get("tools", ()))
     )
     assert prompt.tools == tools

@@ -65,7 +65,7 @@ def allowed(mode: str, *names: str, flat: bool = False) -> dict:
         (tool("x" * 64, parameters={}), Tool("x" * 64, None, {})),
         (
             tool("f", description="d", parameters=OBJECT, strict=True),
-            Tool("f", "d", OBJECT, True),
+            Tool("f", "d", OBJECT),
         ),
     ],
 )

@@ -306,10 +306,22 @@ def test_a_schema_that_does_not_compile_is_let_go_and_told_once(model, caplog) -
     assert not known.allows(form, WRONG_VALUE)
 
 
-def test_a_strict_tool_is_held_to_its_schema_or_refused(model) -> None:
-    use = ToolUse((ADD, Tool("broken", parameters=BROKEN, strict=True)))
-    with pytest.raises(RequestError, match="strict tool 'broken'") as refused:
-        model().form(tool_use=use)
+def patterned(count: int) -> tuple[Tool, ...]:
+    words = [{"type": "string", "pattern": f"^[a-z]{{3,{20 + i}}}$"} for i in range(count)]
+    return tuple(Tool(f"t{i}", None, {"properties": {"p": p}}) for i, p in enumerate(words))
+
+
+def test_tools_that_are_too_much_together_are_called_with_any_arguments(model, monkeypatch) -> None:
+    monkeypatch.setattr("mlx_server.sampling.grammar.MAX_LEXER_FUEL", 1000)
+    known = model()
+    form = known.form(tool_use=ToolUse(patterned(40), required=True))
+    assert known.allows(form, CALL_NOW.replace("now", "t7").replace("{}", '{"z": [1]}'))
+    assert not known.allows(form, CALL_NOW)
+    held = known.form(tool_use=ToolUse(patterned(2), required=True))
+    assert not known.allows(held, CALL_NOW.replace("now", "t0").replace("{}", '{"z": [1]}'))
+    monkeypatch.setattr("mlx_server.sampling.grammar.MAX_LEXER_FUEL", 1)
+    with pytest.raises(RequestError, match="cannot be called") as refused:
+        model().form(tool_use=ToolUse(patterned(2), required=True))
     assert refused.value.param == "tools"
 
 

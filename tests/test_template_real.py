@@ -113,7 +113,7 @@ MESSY = {
         (Tool("bare_t", "about_t", {}), ["bare_t", "about_t"]),
         (Tool("bare_t", "about_t", {"type": "object"}), ["bare_t", "about_t"]),
         (Tool("messy_t", "about_t", MESSY), ["messy_t", "about_t", *MESSY["properties"]]),
-        (Tool("quoted_t", 'say "<é>"\nthere', strict=True), ["quoted_t", "there"]),
+        (Tool("quoted_t", 'say "<é>"\nthere'), ["quoted_t", "there"]),
     ],
 )
 def test_tools_as_clients_send_them(path: Path, given: Tool, words: list[str]) -> None:

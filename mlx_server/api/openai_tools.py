@@ -56,10 +56,10 @@ class _Function(BaseModel):
     name: Annotated[str, PlainValidator(function_name)]
     description: OptionalText = None
     parameters: Annotated[dict[str, Any] | None, optional(schema_object)] = None
-    strict: OptionalFlag = None
+    strict: OptionalFlag = None  # calls are held to the schema either way
 
     def to_core(self) -> Tool:
-        return Tool(self.name, self.description, self.parameters, bool(self.strict))
+        return Tool(self.name, self.description, self.parameters)
 
 
 class _Tool(BaseModel):

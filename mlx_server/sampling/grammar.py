@@ -212,7 +212,6 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, width: int) -> None:
         self._matcher = matcher
         self._words = -(-width // 32)
-        self._width = width
 
     @property
     def ended(self) -> bool:

@@ -66,7 +66,7 @@ class Source:
         return self._base + self._at
 
     def hold(self) -> int:
-        """Keep the text from here on for `since` or `go_back`, until `release`."""
+        """Keep the text from here on for `go_back`, until `release`."""
         self._held = self.position
         return self._held
 
@@ -77,9 +77,6 @@ class Source:
 
     def unpin(self) -> None:
         self._pinned = None
-
-    def since(self, position: int) -> str:
-        return self._text[position - self._base : self._at]
 
     def go_back(self, position: int) -> None:
         self._at = position - self._base
