@@ -51,11 +51,11 @@ def measure_ours(folder: Path, batch: int, context: int, steps: int) -> Point:
     import mlx.core as mx
     import numpy as np
 
-    from mlx_server.core import SamplingParams
     from mlx_server.engine.engine import Engine
     from mlx_server.engine.limits import Limits
     from mlx_server.engine.loading import load_engine
     from mlx_server.exchange import EngineRequest
+    from mlx_server.sampling_params import SamplingParams
 
     engines: dict[str, Engine] = {}
     limits = Limits(max_batch_size=batch, prefill_chunk_size=CHUNK)

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mlx_server.core import AdapterScale, FinishReason, SamplingParams
+from mlx_server.core import AdapterScale, FinishReason
+from mlx_server.sampling_params import SamplingParams
 
 
 class GuideError(Exception):

@@ -14,20 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlx_server.core import (
-    AdapterScale,
-    GenerationRequest,
-    Prompt,
-    SamplingParams,
-    TextPrompt,
-    TokenPrompt,
-)
+from mlx_server.core import AdapterScale, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from mlx_server.engine.limits import no_room
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ContextLengthExceeded, RequestError
 from mlx_server.exchange import EngineRequest
 from mlx_server.generation import Generation
 from mlx_server.replies import ReplyForms
+from mlx_server.sampling_params import SamplingParams
 from mlx_server.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

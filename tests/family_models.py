@@ -21,11 +21,12 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from mlx_server.core import ChatPrompt, GenerationRequest, Message, SamplingParams, TextPart, Tool
+from mlx_server.core import ChatPrompt, GenerationRequest, Message, TextPart, Tool
 from mlx_server.deltas import CallArguments, CallStarted, Finished, Reasoning, Text, Usage
 from mlx_server.engine.engine import Engine
 from mlx_server.exchange import EngineRequest, TokenOutput
 from mlx_server.replies import ReplyForm, ReplyForms
+from mlx_server.sampling_params import SamplingParams
 from mlx_server.text.formats import SYNTAXES, choose_format
 from mlx_server.text.output import Choice
 from mlx_server.text.parsers.lark import ToolRule

@@ -10,11 +10,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama as reference
 
-from mlx_server.core import SamplingParams
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.limits import Limits
 from mlx_server.exchange import EngineRequest, StepOutput, TokenOutput
 from mlx_server.models.llama import LlamaModel, Model, ModelArgs
+from mlx_server.sampling_params import SamplingParams
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared"
 

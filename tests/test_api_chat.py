@@ -27,7 +27,6 @@ from mlx_server.api.fields import MAX_BIASED_TOKENS, MAX_DEPTH, got, mapping
 from mlx_server.api.openai import SYSTEM_FINGERPRINT, OpenAIDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
 from mlx_server.api.openai_tools import MAX_TOOLS
-from mlx_server.core import SAMPLING_FIELDS
 from mlx_server.deltas import Delta, Text, TokenLogprob, TopLogprob
 from mlx_server.errors import (
     AuthenticationError,
@@ -43,6 +42,7 @@ from mlx_server.errors import (
     TooManyRequests,
     Unavailable,
 )
+from mlx_server.sampling_params import SAMPLING_FIELDS
 
 CHAT = "/v1/chat/completions"
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlx_server"
-SHARED = {"core", "deltas", "exchange", "errors", "config"}
+SHARED = {"sampling_params", "core", "deltas", "exchange", "errors", "config"}
 
 ALLOWED = {
+    "sampling_params": set(),
     "core": set(),
-    "deltas": {"core"},
-    "exchange": {"core"},
+    "deltas": {"core", "sampling_params"},
+    "exchange": {"core", "sampling_params"},
     "errors": set(),
     "config": set(),
     "metrics": SHARED,

@@ -21,10 +21,10 @@ from family_models import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_server.core import SamplingParams
 from mlx_server.deltas import Usage
 from mlx_server.exchange import EngineRequest
 from mlx_server.replies import ReplyForm
+from mlx_server.sampling_params import SamplingParams
 from mlx_server.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(not NAMES, reason="needs the templates in shared")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_server.core import SamplingParams
 from mlx_server.deltas import Finished, Text
 from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
+from mlx_server.sampling_params import SamplingParams
 from mlx_server.text.output import Choice
 from mlx_server.text.tokenizer import Tokenizer
 

@@ -14,9 +14,9 @@ from mlx_lm.sample_utils import (
     make_repetition_penalty,
 )
 
-from mlx_server.core import SamplingParams
 from mlx_server.sampling.processors import process
 from mlx_server.sampling.row import SamplingRow
+from mlx_server.sampling_params import SamplingParams
 
 VOCAB = 53
 PROMPT = [3, 7, 7, 11, 3, 50, 2]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from mlx_lm import sample_utils
 
-from mlx_server.core import SamplingParams
 from mlx_server.sampling import sampler
 from mlx_server.sampling.row import SamplingRow
 from mlx_server.sampling.sampler import Distribution, position_logprobs, row_numbers, sample
+from mlx_server.sampling_params import SamplingParams
 
 VOCAB = 203
 

@@ -21,12 +21,12 @@ import pytest
 from models import Collected, make_engine, request
 
 from mlx_server.cache.kv import KVCache
-from mlx_server.core import SamplingParams
 from mlx_server.engine.engine import Engine
 from mlx_server.engine.scheduler import QUIET
 from mlx_server.engine.sequence import Status
 from mlx_server.exchange import EngineRequest, Guide, GuideError
 from mlx_server.models.base import Row, ServedModel
+from mlx_server.sampling_params import SamplingParams
 
 VOCAB = 251
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mlx_server import demo
-from mlx_server.core import SamplingParams
 from mlx_server.deltas import CallArguments, CallStarted, Delta, Finished, Reasoning, Text
 from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
+from mlx_server.sampling_params import SamplingParams
 from mlx_server.text.output import Choice
 from mlx_server.text.parsers.base import Thinking
 from mlx_server.text.parsers.hermes import Hermes

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
-from mlx_server.core import MAX_TOP_LOGPROBS
 from mlx_server.errors import RequestError
+from mlx_server.sampling_params import MAX_TOP_LOGPROBS
 
 MAX_STOP_STRINGS = 16
 MAX_BIASED_TOKENS = 1024

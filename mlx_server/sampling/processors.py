@@ -25,8 +25,8 @@ from itertools import chain
 import mlx.core as mx
 import numpy as np
 
-from mlx_server.core import SamplingParams
 from mlx_server.sampling.row import SamplingRow, column, power_of_two
+from mlx_server.sampling_params import SamplingParams
 
 BIAS_ENTRY = np.dtype([("token", np.int64), ("bias", np.float32)])
 

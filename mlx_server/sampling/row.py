@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_server.core import SamplingParams
+from mlx_server.sampling_params import SamplingParams
 
 
 @dataclass(slots=True)

@@ -22,9 +22,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_server.cache.elementwise import exp_below, logsumexp
-from mlx_server.core import MAX_TOP_LOGPROBS, SamplingParams
 from mlx_server.sampling.processors import process
 from mlx_server.sampling.row import SamplingRow, column, power_of_two
+from mlx_server.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
 
 SMALLEST_TEMPERATURE = 1e-20
 """Greedy in all but name, and far from overflow: logits are divided by it."""
