@@ -81,6 +81,9 @@ class ChatPrompt:
         tools: The functions that the prompt tells the model of.
         reasoning_effort: How much the model is to think, as the client says it ("low",
             "high" …); templates that know no effort are told whether to think at all.
+        add_generation_prompt: End with the mark that the model's turn begins.
+        continue_final: The last message is the assistant's and is not ended: the reply goes
+            on with it.
     """
 
     messages: tuple[Message, ...]
@@ -88,6 +91,8 @@ class ChatPrompt:
     role_mapping: Mapping[str, str] | None = None
     tools: tuple[Tool, ...] = ()
     reasoning_effort: str | None = None
+    add_generation_prompt: bool = True
+    continue_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +101,63 @@ class TextPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class MixedPrompt:
+    """Texts and token ids in turns. The tokenizer's own start token comes first only where a
+    text does (llama-server)."""
+
+    parts: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InfillFile:
+    """A file beside the one that is completed."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class InfillPrompt:
+    """A gap to fill, written with the model's fill-in-the-middle tokens.
+
+    Args:
+        prefix, suffix: What stands before and after the gap.
+        prompt: The beginning of what fills it.
+        files: For context, the most important last.
+        suffix_first: Suffix, prefix, middle instead of prefix, suffix, middle.
+    """
+
+    prefix: str
+    suffix: str
+    prompt: str = ""
+    files: tuple[InfillFile, ...] = ()
+    suffix_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TokenPrompt:
     token_ids: tuple[int, ...]
 
 
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | MixedPrompt | InfillPrompt
 
 
 # ---------------------------------------------------------------- how to generate
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """Sampling options that are text, for the tokenizer to turn into tokens.
+
+    Args:
+        logit_bias: (text, bias): every token of the text gets the bias.
+        dry_breakers: Strings that no repetition goes across; None: the usual ones.
+        penalize_nl: Whether the penalties count for a newline's token; None: they do.
+    """
+
+    logit_bias: tuple[tuple[str, float], ...] = ()
+    dry_breakers: tuple[str, ...] | None = None
+    penalize_nl: bool | None = None
 
 
 GrammarKind = Literal["json_schema", "regex", "lark", "gbnf"]
@@ -151,13 +205,23 @@ class GenerationRequest:
             left out comes from the command line, else from the model's
             generation_config.json, else from `defaults`.
         defaults: The dialect's own defaults.
+        own_defaults: They stand above the model's generation_config.json.
         adapters: Path the client named in `adapters`, else None.
         echo: Give the prompt's text (and log-probabilities) back first.
         grammar: What the reply's content must follow.
         tool_use: The calls it may hold; None: calls are not looked for.
         max_thinking_tokens: Tokens after which the model's reasoning is ended; -1:
             it ends by itself; None: the command line's limit, if any.
+        split_reasoning: Tell the model's reasoning apart from its answer; None: as the command
+            line says.
         stream: Whether the client wants the deltas as they come.
+        slot: The slot that the reply has to run in; None: any.
+        reuse: Go on from what earlier requests have computed.
+        adapter_scales: (number in the list of adapters, scale) pairs, in place of those that
+            are set; None: as set.
+        text_options: Sampling options that are written as text.
+        return_tokens: Give the token ids with the text.
+        return_timings: Give timings with every piece of text.
         timeout: Seconds after which the request ends with DeadlineExceeded.
         format: What the dialect's formatter must remember of the body.
     """
@@ -167,13 +231,21 @@ class GenerationRequest:
     prompts: tuple[Prompt, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    own_defaults: bool = False
     n: int = 1
     adapters: str | None = None
     echo: bool = False
     grammar: Grammar | None = None
     tool_use: ToolUse | None = None
     max_thinking_tokens: int | None = None
+    split_reasoning: bool | None = None
     stream: bool = False
+    slot: int | None = None
+    reuse: bool = True
+    adapter_scales: tuple[tuple[int, float], ...] | None = None
+    text_options: TextOptions | None = None
+    return_tokens: bool = False
+    return_timings: bool = False
     timeout: float | None = None
     format: Any = None
 

@@ -28,6 +28,33 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """How long a reply took.
+
+    Args:
+        prompt_n: Prompt tokens that were computed,
+        prompt_ms: and the milliseconds until the first token, from the first step on.
+        predicted_n: Tokens of the reply,
+        predicted_ms: and the milliseconds they took.
+        cache_n: Prompt tokens that were known.
+    """
+
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+    cache_n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopProb:
+    id: int
+    token: str
+    bytes: bytes
+    prob: float
+
+
+@dataclass(frozen=True, slots=True)
 class TopLogprob:
     id: int
     token: str
@@ -43,6 +70,7 @@ class TokenLogprob:
         logprob: None for a prompt's first token.
         offset: Characters of the choice's text before the token's own; a token that is
             a part of a character points at that.
+        prob, top_probs: Where asked for: probabilities of what it was sampled from.
     """
 
     id: int
@@ -51,6 +79,8 @@ class TokenLogprob:
     logprob: float | None
     top: tuple[TopLogprob, ...] = ()
     offset: int = 0
+    prob: float | None = None
+    top_probs: tuple[TopProb, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +92,20 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Prompt tokens computed so far, of `total`."""
+    """A choice's prompt is on its way, or done.
+
+    Args:
+        processed: Prompt tokens computed so far, of `total`; the first `cached` were known.
+        ms: Milliseconds since the first step.
+        slot: Where it runs.
+    """
 
     processed: int
     total: int
+    cached: int = 0
+    ms: float = 0.0
+    index: int = 0
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +120,14 @@ class Lull:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the reply. `tokens` only where log-probabilities were asked for."""
+    """A piece of the reply. `tokens` only where log-probabilities were asked for, `ids` and
+    `timings` (so far) where these were."""
 
     index: int
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
+    ids: tuple[int, ...] = ()
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +162,21 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Choice `index` is complete. `stop_sequence`: the stop string that ended it."""
+    """Choice `index` is complete.
+
+    Args:
+        stop_sequence: The stop string that ended it.
+        truncated: The context was full on the way, and the oldest tokens made room.
+        slot: Where it ran.
+    """
 
     index: int
     reason: FinishReason
     stop_sequence: str | None
     usage: Usage
+    timings: Timings = Timings()
+    truncated: bool = False
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

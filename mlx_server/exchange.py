@@ -57,6 +57,8 @@ class EngineRequest:
         adapters: Sorted (adapter, scale) pairs.
         eos_token_ids: Tokens that end a sequence unless `ignore_eos`.
         guide: Makes what holds a sequence to a form, one for each; None: nothing does.
+        slot: The slot that its sequences have to run in; None: any.
+        reuse: They may go on from what earlier ones have computed.
     """
 
     id: str
@@ -66,14 +68,22 @@ class EngineRequest:
     adapters: tuple[AdapterScale, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
     guide: Callable[[], Guide] | None = None
+    slot: int | None = None
+    reuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Log-probabilities at one position: the token's own and the best (id, value) pairs."""
+    """Log-probabilities at one position: the token's own and the best (id, value) pairs.
+
+    `prob`, `top_probs`: the same as probabilities of what the token was sampled from, where
+    `SamplingParams.probs` asks for them.
+    """
 
     logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
+    prob: float | None = None
+    top_probs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,9 @@ class TokenOutput:
         cached_tokens: Prompt tokens that were found in the prefix cache.
         finish_reason: Set on the sequence's last output.
         origin: On its first output while the log level is DEBUG.
+        started_at: On its first output: `time.monotonic()` when its first step began.
+        truncated: Its oldest tokens have made room for new ones (`n_keep`).
+        slot: Where it runs.
     """
 
     request_id: str
@@ -117,6 +130,32 @@ class TokenOutput:
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     origin: Origin | None = None
+    started_at: float | None = None
+    truncated: bool = False
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """One of the engine's places and the sequence that has it, or had it last.
+
+    Args:
+        params: None before the first one.
+        token_ids: Its prompt and reply.
+        num_decoded: Tokens of the reply.
+        num_left: Tokens that it may still generate; -1: until the context is full.
+    """
+
+    id: int
+    processing: bool = False
+    request_id: str | None = None
+    params: SamplingParams | None = None
+    token_ids: tuple[int, ...] = ()
+    num_prompt_tokens: int = 0
+    num_decoded: int = 0
+    num_left: int = 0
+    finish_reason: FinishReason | None = None
+    adapters: tuple[AdapterScale, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,24 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlx_server"
-SHARED = {"sampling_params", "core", "deltas", "exchange", "errors", "config"}
+SHARED = {
+    "sampling_params",
+    "sampler_names",
+    "core",
+    "deltas",
+    "exchange",
+    "services",
+    "errors",
+    "config",
+}
 
 ALLOWED = {
     "sampling_params": set(),
     "core": set(),
     "deltas": {"core", "sampling_params"},
     "exchange": {"core", "sampling_params"},
+    "services": {"core", "sampling_params"},
+    "sampler_names": {"sampling_params"},
     "errors": set(),
     "config": set(),
     "metrics": SHARED,

@@ -57,14 +57,14 @@ def penalised(
             out[token] += bias
     size = params.repetition_context_size
     window = (prompt + reply)[-size:] if size > 0 else (prompt + reply if size else [])
-    for token in set(window):
+    for token in set(window) - set(params.unpenalized):
         penalty = np.float32(params.repetition_penalty)
         out[token] = out[token] * penalty if out[token] < 0 else out[token] / penalty
     size = params.penalty_context_size
     window = reply if size is None else (prompt + reply)[-size:] if size > 0 else []
     if size == -1:
         window = prompt + reply
-    for token in set(window):
+    for token in set(window) - set(params.unpenalized):
         out[token] -= params.presence_penalty
         out[token] -= params.frequency_penalty * window.count(token)
     return out
@@ -88,6 +88,16 @@ SETTINGS: list[dict[str, Any]] = [
     {"frequency_penalty": -1.1, "penalty_context_size": -1},
     {"frequency_penalty": 0.3, "presence_penalty": 0.9, "penalty_context_size": 1},
     {"frequency_penalty": 0.3, "presence_penalty": 0.9, "penalty_context_size": 0},
+    {"unpenalized": (5,)},
+    {"repetition_penalty": 1.3, "unpenalized": (5, 50, -1, VOCAB, 10**6)},
+    {"logit_bias": ((7, 2.0),), "frequency_penalty": 0.7, "unpenalized": (7,)},
+    {
+        "unpenalized": (9, 1),
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.25,
+        "penalty_context_size": 8,
+    },
     {
         "logit_bias": ((5, 1.5), (20, -3.0)),
         "repetition_penalty": 1.2,
@@ -185,6 +195,25 @@ def test_pending_tokens_of_other_rows_are_not_read() -> None:
     logits = make_logits(len(rows))
     garbage = [token if row.pending else 10**6 for row, token in zip(rows, last, strict=True)]
     np.testing.assert_array_equal(processed(logits, rows, garbage), processed(logits, rows, last))
+
+
+@pytest.mark.parametrize(
+    ("samplers", "applied"),
+    [
+        (None, True),
+        (("top_k",), True),
+        (("penalties", "top_k"), True),
+        (("top_k", "penalties"), False),
+    ],
+    ids=str,
+)
+def test_penalties_wait_where_the_chain_has_them_later(
+    samplers: tuple[str, ...] | None, applied: bool
+) -> None:
+    row = make_row(presence_penalty=1.0, logit_bias=((20, 2.0),), top_k=9, samplers=samplers)
+    now = make_row(presence_penalty=1.0 if applied else 0.0, logit_bias=((20, 2.0),))
+    logits = make_logits(1)
+    np.testing.assert_array_equal(processed(logits, [row]), processed(logits, [now]))
 
 
 def test_the_model_logits_stay_as_they_are() -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from mlx_lm import sample_utils
 
-from mlx_server.sampling import sampler
+from mlx_server.sampling import draw, filters
+from mlx_server.sampling.draw import row_numbers
+from mlx_server.sampling.filters import Distribution
 from mlx_server.sampling.row import SamplingRow
-from mlx_server.sampling.sampler import Distribution, position_logprobs, row_numbers, sample
+from mlx_server.sampling.sampler import position_logprobs, sample
 from mlx_server.sampling_params import SamplingParams
 
 VOCAB = 203
@@ -72,7 +74,7 @@ def test_tokens_are_int32() -> None:
 
 
 def kept(logits: mx.array, name: str, *values: float) -> np.ndarray:
-    keep = getattr(sampler, name)
+    keep = getattr(filters, name)
     params = [SamplingParams(**{name: value}) for value in values]
     return np.array(keep(Distribution(logits.astype(mx.float32)), params))
 
@@ -129,10 +131,10 @@ def test_top_k_keeps_k_with_and_without_a_full_sort(vocab: int) -> None:
 
 def test_a_distribution_is_sorted_only_where_the_filter_needs_it() -> None:
     distribution = Distribution(make_logits(2, vocab=4096))
-    sampler.min_p(distribution, [SamplingParams(min_p=0.1)] * 2)
-    sampler.top_k(distribution, [SamplingParams(top_k=20)] * 2)
+    filters.min_p(distribution, [SamplingParams(min_p=0.1)] * 2)
+    filters.top_k(distribution, [SamplingParams(top_k=20)] * 2)
     assert "ascending" not in vars(distribution)
-    sampler.top_p(distribution, [SamplingParams(top_p=0.9)] * 2)
+    filters.top_p(distribution, [SamplingParams(top_p=0.9)] * 2)
     assert "ascending" in vars(distribution)
 
 
@@ -198,7 +200,7 @@ def test_impossible_tokens_are_never_drawn(settings: dict) -> None:
 def test_no_random_number_leads_to_an_impossible_token(
     number: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "row_numbers", lambda rows: mx.full((len(rows), 1), number))
+    monkeypatch.setattr(draw, "row_numbers", lambda rows: mx.full((len(rows), 1), number))
     logits = np.full(4000, -np.inf)
     logits[1000:3000] = np.random.default_rng(0).normal(size=2000)
     assert set(draws(logits, 2)) == {1000 if number == 0 else 2999}
@@ -332,6 +334,20 @@ def test_the_best_tokens_do_not_hang_on_how_many_a_neighbour_asks_for() -> None:
     alone = sample(logits[:1], [make_row(logprobs=3)]).top_ids.tolist()[0]
     beside = sample(logits, [make_row(logprobs=3), make_row(logprobs=20)]).top_ids.tolist()[0]
     assert beside[:3] == alone
+
+
+@pytest.mark.parametrize("tops", [[3, 20, 21], [0, 1, 200, 5], [VOCAB, 40, 33, 64, 2], [10**6, 1]])
+def test_rows_may_ask_for_any_number_each(tops: list[int]) -> None:
+    logits = mx.floor(make_logits(len(tops)))  # many equals
+    together = sample(logits, [make_row(logprobs=top) for top in tops])
+    assert together.top_ids.shape == (len(tops), min(max(tops), VOCAB))
+    for i, top in enumerate(tops):
+        alone = sample(logits[i : i + 1], [make_row(logprobs=top)])
+        ids = together.top_ids[i, :top].tolist()
+        assert ids == (alone.top_ids[0].tolist() if top else [])
+        values = np.array(logits[i])
+        assert values[ids].tolist() == sorted(values, reverse=True)[:top]
+        assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("top", [0, 1, 5, 30, 300])

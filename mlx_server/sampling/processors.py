@@ -25,6 +25,8 @@ from itertools import chain
 import mlx.core as mx
 import numpy as np
 
+from mlx_server.sampling.dry import dry
+from mlx_server.sampling.order import order_of, uses_dry, uses_penalties
 from mlx_server.sampling.row import SamplingRow, column, power_of_two
 from mlx_server.sampling_params import SamplingParams
 
@@ -49,17 +51,22 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Processor:
-    """`apply(logits [M, V], rows, pending_tokens)` is called if any row's params use it."""
+class Penalty:
+    """`apply(logits [M, V], rows, places, pending_tokens)` is called with the places of the
+    rows that use it, if there are any."""
 
     uses: Callable[[SamplingParams], bool]
-    apply: Callable[[mx.array, Sequence[SamplingRow], mx.array | None], mx.array]
+    apply: Callable[
+        [mx.array, Sequence[SamplingRow], Sequence[int], mx.array | None],
+        mx.array,
+    ]
 
 
 def process(
     logits: mx.array, rows: Sequence[SamplingRow], pending_tokens: mx.array | None
 ) -> mx.array:
-    """Apply every processor, in order, to the rows that use it.
+    """Add the bias, then apply penalties and DRY to the rows that use them, but where
+    `params.samplers` puts them behind other samplers (`order.py`).
 
     Args:
         logits: [M, V]. Left as it is where no row uses a processor, else the
@@ -67,41 +74,76 @@ def process(
         rows: M rows.
         pending_tokens: int32 [M], read where `row.pending`; None if nowhere.
     """
-    for processor in PROCESSORS:
-        if any(processor.uses(row.params) for row in rows):
-            logits = processor.apply(logits.astype(mx.float32), rows, pending_tokens)
-    return logits
+    places = [i for i, row in enumerate(rows) if row.params.logit_bias]
+    if places:
+        logits = logit_bias(logits.astype(mx.float32), rows, places)
+    places = [
+        i
+        for i, row in enumerate(rows)
+        if uses_penalties(row.params) and order_of(row.params).penalties_first
+    ]
+    logits = penalise(logits, rows, places, pending_tokens)
+    places = [
+        i for i, row in enumerate(rows) if uses_dry(row.params) and order_of(row.params).dry_first
+    ]
+    return dry(logits.astype(mx.float32), rows, places) if places else logits
+
+
+def penalise(
+    logits: mx.array,
+    rows: Sequence[SamplingRow],
+    places: Sequence[int],
+    pending_tokens: mx.array | None,
+) -> mx.array:
+    """Apply the repetition, presence and frequency penalties, each to the rows that use it.
+
+    One after the other they do what llama.cpp's `llama_sampler_penalties_apply`
+    (src/llama-sampling.cpp) does in one: the factor first, then what is subtracted.
+
+    Args:
+        logits: [M, V]; as of `process`.
+        rows: M rows.
+        places: Of the rows that may be penalised.
+        pending_tokens: int32 [M]; as of `process`.
+    """
+    before = logits
+    for penalty in PENALTIES:
+        using = [i for i in places if penalty.uses(rows[i].params)]
+        if using:
+            logits = penalty.apply(logits.astype(mx.float32), rows, using, pending_tokens)
+    return logits if logits is before else _restored(logits, before, rows, places)
 
 
 # ---------------------------------------------------------------- the processors
 
 
-def logit_bias(
-    logits: mx.array, rows: Sequence[SamplingRow], pending_tokens: mx.array | None
-) -> mx.array:
+def logit_bias(logits: mx.array, rows: Sequence[SamplingRow], places: Sequence[int]) -> mx.array:
     """Add `params.logit_bias`. Token ids outside the vocabulary are ignored."""
-    pairs = [row.params.logit_bias for row in rows]
+    pairs = [rows[i].params.logit_bias for i in places]
     # No loop over the entries in Python: this runs at every step.
     entries = np.fromiter(chain.from_iterable(pairs), BIAS_ENTRY)
-    places = np.repeat(np.arange(len(rows)), [len(p) for p in pairs])
+    lines = np.repeat(np.array(places), [len(p) for p in pairs])
     known = (entries["token"] >= 0) & (entries["token"] < logits.shape[-1])
-    entries, places = entries[known], places[known]
+    entries, lines = entries[known], lines[known]
     if not len(entries):
         return logits
     # Padding adds 0 to a logit that has an entry anyway.
     padding = (0, power_of_two(len(entries)) - len(entries))
     tokens = np.pad(entries["token"], padding, constant_values=entries["token"][0])
-    places = np.pad(places, padding, constant_values=places[0])
-    index = mx.array(places.astype(np.int32)), mx.array(tokens.astype(np.int32))
+    lines = np.pad(lines, padding, constant_values=lines[0])
+    index = mx.array(lines.astype(np.int32)), mx.array(tokens.astype(np.int32))
     return logits.at[index].add(mx.array(np.pad(entries["bias"], padding)))
 
 
 def repetition(
-    logits: mx.array, rows: Sequence[SamplingRow], pending_tokens: mx.array | None
+    logits: mx.array,
+    rows: Sequence[SamplingRow],
+    places: Sequence[int],
+    pending_tokens: mx.array | None,
 ) -> mx.array:
     """Divide positive logits of seen tokens by the penalty, multiply negative ones
     (arXiv:1909.05858), however often they were seen."""
-    window = _window(rows, pending_tokens, _uses_repetition, _repetition_context)
+    window = _window(rows, places, pending_tokens, _repetition_context)
     if window is None:
         return logits
     penalty = column(params.repetition_penalty for params in window.params)
@@ -110,10 +152,13 @@ def repetition(
 
 
 def presence(
-    logits: mx.array, rows: Sequence[SamplingRow], pending_tokens: mx.array | None
+    logits: mx.array,
+    rows: Sequence[SamplingRow],
+    places: Sequence[int],
+    pending_tokens: mx.array | None,
 ) -> mx.array:
     """Subtract the penalty once from every token seen."""
-    window = _window(rows, pending_tokens, _uses_presence, _penalty_context)
+    window = _window(rows, places, pending_tokens, _penalty_context)
     if window is None:
         return logits
     penalty = column(params.presence_penalty for params in window.params)
@@ -121,10 +166,13 @@ def presence(
 
 
 def frequency(
-    logits: mx.array, rows: Sequence[SamplingRow], pending_tokens: mx.array | None
+    logits: mx.array,
+    rows: Sequence[SamplingRow],
+    places: Sequence[int],
+    pending_tokens: mx.array | None,
 ) -> mx.array:
     """Subtract the penalty once per occurrence."""
-    window = _window(rows, pending_tokens, _uses_frequency, _penalty_context)
+    window = _window(rows, places, pending_tokens, _penalty_context)
     if window is None:
         return logits
     penalty = column(params.frequency_penalty for params in window.params)
@@ -135,11 +183,27 @@ def frequency(
     return _replaced(logits, window, logits[window.rows, window.ids] - penalty * seen)
 
 
+def _restored(
+    logits: mx.array, before: mx.array, rows: Sequence[SamplingRow], places: Sequence[int]
+) -> mx.array:
+    """The logits with those of `params.unpenalized` as they were before."""
+    pairs = [
+        (i, token)
+        for i in places
+        for token in rows[i].params.unpenalized
+        if 0 <= token < logits.shape[-1]
+    ]
+    if not pairs:
+        return logits
+    pairs += [pairs[0]] * (power_of_two(len(pairs)) - len(pairs))
+    index = np.array(pairs, dtype=np.int32)
+    lines, tokens = mx.array(index[:, 0]), mx.array(index[:, 1])
+    logits = mx.array(logits)  # assignment changes the object it is given
+    logits[lines, tokens] = before[lines, tokens].astype(mx.float32)
+    return logits
+
+
 # ---------------------------------------------------------------- who uses what, and how far back
-
-
-def _uses_logit_bias(params: SamplingParams) -> bool:
-    return bool(params.logit_bias)
 
 
 def _uses_repetition(params: SamplingParams) -> bool:
@@ -162,13 +226,12 @@ def _penalty_context(params: SamplingParams) -> int | None:
     return params.penalty_context_size
 
 
-PROCESSORS = (
-    Processor(_uses_logit_bias, logit_bias),
-    Processor(_uses_repetition, repetition),
-    Processor(_uses_presence, presence),
-    Processor(_uses_frequency, frequency),
+PENALTIES = (
+    Penalty(_uses_repetition, repetition),
+    Penalty(_uses_presence, presence),
+    Penalty(_uses_frequency, frequency),
 )
-"""In the order they are applied, which is mlx-lm's. A new one is added here."""
+"""In the order they are applied, which is mlx-lm's and llama.cpp's. A new one is added here."""
 
 
 # ---------------------------------------------------------------- windows
@@ -176,17 +239,17 @@ PROCESSORS = (
 
 def _window(
     rows: Sequence[SamplingRow],
+    places: Sequence[int],
     pending_tokens: mx.array | None,
-    uses: Callable[[SamplingParams], bool],
     context: Callable[[SamplingParams], int | None],
 ) -> Window | None:
-    """The tokens seen by each row that uses a penalty; None if no row has seen any."""
+    """The tokens seen by the rows at these places; None if no row has seen any."""
     found = []
-    for i, row in enumerate(rows):
-        if uses(row.params):
-            known = _known(row, context(row.params))
-            if row.pending or len(known):
-                found.append((i, row, known))
+    for i in places:
+        row = rows[i]
+        known = _known(row, context(row.params))
+        if row.pending or len(known):
+            found.append((i, row, known))
     if not found:
         return None
 
@@ -198,12 +261,12 @@ def _window(
         ids[line, len(known) :] = known[0] if len(known) else 0
         weights[line, : len(known)] = 1
 
-    places = mx.array(np.array([i for i, _, _ in found], dtype=np.int32))
+    lines = mx.array(np.array([i for i, _, _ in found], dtype=np.int32))
     window = Window(
-        [row.params for _, row, _ in found], places[:, None], mx.array(ids), mx.array(weights)
+        [row.params for _, row, _ in found], lines[:, None], mx.array(ids), mx.array(weights)
     )
     if any(row.pending for _, row, _ in found):
-        _add_pending(window, pending_tokens[places], found)
+        _add_pending(window, pending_tokens[lines], found)
     return window
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_server.sampling.order import uses_dry, uses_mirostat
 from mlx_server.sampling_params import SamplingParams
 
 
@@ -30,6 +31,8 @@ class SamplingRow:
         num_prompt_tokens: How many of `token_ids` are the prompt.
         pending: One more token of the reply follows `token_ids`.
         allowed: The tokens it may be, uint32 [⌈V / 32⌉], the lowest bit first; None: all.
+        mu: Mirostat's bound on the surprise in bits, as the row's last `Sampled.mu` gave it;
+            None at the start of the reply.
     """
 
     params: SamplingParams
@@ -39,6 +42,13 @@ class SamplingRow:
     num_prompt_tokens: int
     pending: bool
     allowed: np.ndarray | None = None
+    mu: float | None = None
+
+
+def needs_host(params: SamplingParams) -> bool:
+    """Whether the token before must be known on the host before the next one is sampled:
+    mirostat goes on from its state, DRY looks for repetitions in the whole history."""
+    return uses_mirostat(params) or uses_dry(params)
 
 
 def column(values: Iterable[Any], dtype: type = np.float32) -> mx.array:
