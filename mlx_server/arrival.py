@@ -17,6 +17,8 @@ from mlx_server.core import GenerationRequest
 from mlx_server.deltas import Delta, Heartbeat
 from mlx_server.errors import DeadlineExceeded, ServerError
 from mlx_server.generation import HEARTBEAT, Generation
+from mlx_server.sampling_params import SamplingParams
+from mlx_server.services import Served
 
 
 class Home(Protocol):
@@ -33,6 +35,9 @@ class Arrival:
     Args:
         name: The model.
         adapter: The adapter that the request's `model` named, if one.
+
+    Attributes:
+        params, served: How its tokens are chosen, and the model; None until that is loaded.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class Arrival:
     ) -> None:
         self.name = name
         self.adapter = adapter
+        self.params: SamplingParams | None = None
+        self.served: Served | None = None
         self.cancelled = False
         self._home = home
         self._request = request
@@ -88,6 +95,7 @@ class Arrival:
             self._news.put(error)
             return
         if generation is not None:
+            self.params, self.served = generation.params, generation.served
             self._generation = generation
             self._news.put(generation)
             if self.cancelled:

@@ -1,4 +1,4 @@
-"""The `mlx_server` command: flags from Config's fields, start, stop.
+"""The `mlx_server` command: read the flags (flags.py), start, stop.
 
 Heavy imports wait until the flags are read, so that `--help` is quick and the
 port answers before the model is loaded.
@@ -6,7 +6,6 @@ port answers before the model is loaded.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -14,16 +13,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_server import __version__
-from mlx_server.config import Config, default_text, flag_name
+from mlx_server.config import Config
 from mlx_server.errors import ModelLoadError
+from mlx_server.flags import read_command
 
 if TYPE_CHECKING:
     from mlx_server.engine.worker import Worker
-    from mlx_server.pool import Entry
+    from mlx_server.entry import Entry
     from mlx_server.server.http import HttpServer
 
 log = logging.getLogger("mlx_server")
@@ -34,79 +33,53 @@ GRACE = 5.0
 _FAILED = 0  # no signal has this number
 
 
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        prog="mlx_server",
-        description="Serve language models on MLX to the programs around them.",
-        epilog="Every flag is also an environment variable: --max-tokens is MLX_SERVER_MAX_TOKENS.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    result.add_argument("--version", action="version", version=f"mlx_server {__version__}")
-    groups: dict[str, Any] = {}
-    for f in fields(Config):
-        title = f.metadata["group"]
-        if title not in groups:
-            groups[title] = result.add_argument_group(title)
-        _add_flag(groups[title], f)
-    return result
-
-
-def _add_flag(group: Any, f: Field) -> None:
-    meta = f.metadata
-    default = default_text(f)
-    help_text = meta["help"] + (f" (default: {default})" if default else "")
-    help_text = help_text.replace("%", "%%")
-    if isinstance(f.default, bool):
-        group.add_argument(
-            flag_name(f), dest=f.name, action=argparse.BooleanOptionalAction, help=help_text
-        )
-        return
-    group.add_argument(
-        flag_name(f),
-        dest=f.name,
-        type=_named(meta["convert"]),
-        action="append" if meta["repeat"] else "store",
-        choices=meta["choices"],
-        metavar=meta["metavar"] or (None if meta["choices"] else f.name.upper()),
-        help=help_text,
-    )
-
-
-def _named(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse hides a ValueError's message; this keeps it."""
-
-    def read(text: str) -> Any:
-        try:
-            return convert(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-    return read
-
-
-def read_config(argv: Sequence[str] | None) -> Config:
-    result = parser()
-    given = vars(result.parse_args(argv))
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    try:
-        return Config.from_environment(**given)
-    except ValueError as error:
-        result.error(str(error))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    config = read_config(argv)
-    logging.basicConfig(
-        level=config.log_level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    # One line per request to the hub tells a user nothing.
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config, ignored = read_command(argv)
+    try:
+        _set_up_logging(config)
+    except OSError as error:
+        print(f"mlx_server: --log-file {config.log_file}: {error.strerror}", file=sys.stderr)
+        return 1
+    misplaced = _misplaced(config)
+    if misplaced is not None:
+        print(f"mlx_server: {misplaced}", file=sys.stderr)
+        return 1
+    if ignored:
+        log.info("without a meaning on MLX, and ignored: %s", " ".join(ignored))
     try:
         return serve(config)
     except KeyboardInterrupt:
         return 0
+
+
+def _misplaced(config: Config) -> str | None:
+    """What is wrong with the places that are written to only later, in one line."""
+    folder, trace = config.slot_save_path, config.trace_file
+    if folder is not None and not Path(os.path.expanduser(folder)).is_dir():
+        return f"--slot-save-path {folder}: there is no such folder"
+    if trace is not None:
+        file = Path(os.path.expanduser(trace))
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            return f"--trace-file {trace}: no file can be written there"
+    return None
+
+
+def _set_up_logging(config: Config) -> None:
+    """Raises OSError: the log file cannot be written."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if config.log_file:
+        mode = "a" if config.log_append else "w"
+        file = os.path.expanduser(config.log_file)
+        handlers.append(logging.FileHandler(file, mode, "utf-8", errors="backslashreplace"))
+    logging.basicConfig(
+        level=config.log_level,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+    )
+    # One line per request to the hub tells a user nothing.
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _raise_file_limit() -> None:
@@ -124,13 +97,16 @@ def serve(config: Config) -> int:
     from mlx_server.api import DIALECTS
     from mlx_server.engine.worker import Worker
     from mlx_server.pool import ModelPool
-    from mlx_server.server.http import HttpServer, describe_bind_error
+    from mlx_server.server.http import HttpServer, SetupError, describe_bind_error
 
     _raise_file_limit()
     worker = Worker(max_waiting=config.max_queue)
     pool = ModelPool(config, worker)
     try:
         server = HttpServer(config, DIALECTS, pool)
+    except SetupError as error:
+        print(f"mlx_server: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"mlx_server: {describe_bind_error(config, error)}", file=sys.stderr)
         return 1
@@ -147,7 +123,10 @@ def serve(config: Config) -> int:
         print(f"mlx_server: {loading.error.message}", file=sys.stderr)
     code = 0 if loading.error is None else 1
     server.stop(GRACE if code == 0 else 0, lambda: worker.stop(timeout=GRACE))
-    if not worker.stop(timeout=GRACE):
+    stopped = worker.stop(timeout=GRACE)
+    if config.trace_file is not None:
+        _write_trace(worker, config.trace_file)
+    if not stopped:
         # It is deep in a step; MLX would abort if the process ended around it.
         logging.shutdown()
         os._exit(code)
@@ -188,6 +167,13 @@ def _log_stats(worker: Worker) -> None:
         log.exception("the numbers could not be read")
 
 
+def _write_trace(worker: Worker, file: str) -> None:
+    try:
+        Path(os.path.expanduser(file)).write_text(json.dumps(worker.trace()), "utf-8")
+    except OSError as error:
+        log.error("--trace-file %s: %s", file, error.strerror or error)
+
+
 class _Loading(threading.Thread):
     """Loads the default model beside the running server; a failure stops it."""
 
@@ -206,15 +192,16 @@ class _Loading(threading.Thread):
             self.error = error
             os.write(self.post, bytes([_FAILED]))
             return
-        info = entry.info
+        self._tell(entry)
+
+    def _tell(self, entry: Entry) -> None:
+        info, llm = entry.info, entry.llm
+        size = f"{info.num_parameters / 1e6:.4g}M parameters, {info.nbytes / 1e6:.4g} MB"
+        room = "embeddings only"
+        if llm is not None:
+            room = f"up to {info.kv_bytes / 1e9:.4g} GB of keys and values"
         log.info(
-            "%s is ready: %.4gM parameters, %.4g MB, context %d tokens, up to %.4g GB of keys "
-            "and values",
-            entry.llm.name,
-            info.num_parameters / 1e6,
-            info.nbytes / 1e6,
-            info.context_length,
-            info.kv_bytes / 1e9,
+            "%s is ready: %s, context %d tokens, %s", entry.name, size, info.context_length, room
         )
 
 

@@ -8,7 +8,6 @@
     │   │   └── ModelNotFound        404  model_not_found
     │   ├── MethodNotAllowed         405  method_not_allowed
     │   ├── RequestTimeout           408  timeout
-    │   ├── LengthRequired           411  length_required
     │   ├── PayloadTooLarge          413  too_large
     │   └── TooManyRequests          429  rate_limit
     ├── NotSupported                 501  not_supported        valid, but not done here
@@ -113,11 +112,6 @@ class MethodNotAllowed(RequestError):
 class RequestTimeout(RequestError):
     status = 408
     kind = "timeout"
-
-
-class LengthRequired(RequestError):
-    status = 411
-    kind = "length_required"
 
 
 class PayloadTooLarge(RequestError):

@@ -19,6 +19,8 @@ from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError
 from mlx_server.exchange import EngineRequest, Origin, StepOutput, TokenOutput
 from mlx_server.replies import ReplyForm
+from mlx_server.sampling_params import SamplingParams
+from mlx_server.services import Served
 from mlx_server.text.output import Choice
 from mlx_server.text.tokenizer import Tokenizer
 
@@ -45,6 +47,13 @@ class Generation:
     Iterating raises the request's own ServerError where one ends it. It waits for
     the engine; after `listen()` it gives a Lull instead, and the listener tells
     when to go on.
+
+    Args:
+        observe: Is told of every choice that ends.
+
+    Attributes:
+        params: How its tokens are chosen, everything resolved.
+        served: The model that answers; it may be gone before the reply has been read.
     """
 
     def __init__(
@@ -55,7 +64,12 @@ class Generation:
         request: GenerationRequest,
         requests: list[EngineRequest],
         forms: list[ReplyForm],
+        served: Served,
+        observe: Callable[[Finished], None] = lambda finished: None,
     ) -> None:
+        self.params: SamplingParams | None = requests[0].params
+        self.served: Served | None = served
+        self._observe = observe
         self._worker = worker
         self._tokenizer = tokenizer
         self._requests = requests
@@ -72,6 +86,8 @@ class Generation:
                 _echo_of(request, p, tokenizer, r),
                 form.parser(),
                 form.shown,
+                ids=request.return_tokens,
+                timings=request.return_timings,
             )
             for p, (r, form) in enumerate(zip(requests, forms, strict=True))
             for i in range(request.n)
@@ -123,6 +139,13 @@ class Generation:
         finally:
             if not self._closed:
                 self._close()
+            self._count_cut()
+
+    def _count_cut(self) -> None:
+        """Replies that somebody broke off are told of as well."""
+        for choice in self._choices.values():
+            if choice.begun and not choice.finished:
+                self._observe(choice.cut())
 
     def _next(self) -> StepOutput | Heartbeat | Lull:
         """What comes next. Raises DeadlineExceeded."""
@@ -146,7 +169,10 @@ class Generation:
             self._log_origin(output, output.origin)
         if choice.finished:
             return
-        yield from choice.feed(output)
+        for delta in choice.feed(output):
+            if isinstance(delta, Finished):
+                self._observe(delta)
+            yield delta
         if choice.finished and output.finish_reason is None:
             # A stop string matched; the engine does not know yet.
             self._worker.abort(output.request_id, output.index)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_server.config import Config
 from mlx_server.errors import ModelNotFound, RequestError
 from mlx_server.models import hub
+from mlx_server.models.places import repo_file
 
 DEFAULT_NAME = "default_model"
 """What mlx_lm's clients call the model the server was started with."""
 
 DEMO_NAME = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedAdapter:
+    """An adapter of the command line, and the scale it is applied at to begin with."""
+
+    path: Path
+    scale: float
+    name: str | None = None
 
 
 class Names:
@@ -23,6 +35,7 @@ class Names:
     Attributes:
         default: The id of the model that the command line names.
         adapters: Adapters that are model ids of their own (--lora NAME=PATH).
+        numbered: The adapters of --lora and --lora-scaled as the command line lists them.
     """
 
     def __init__(self, config: Config, start_dir: Path) -> None:
@@ -30,14 +43,19 @@ class Names:
         self.adapters: dict[str, Path] = {}
         self._config = config
         self._start_dir = start_dir
-        self._everywhere: list[Path] = []
+        self.numbered: list[NumberedAdapter] = []
+        applied = 0.0 if config.lora_init_without_apply else 1.0
         for value in config.lora:
             name, equals, path = value.partition("=")
             if equals:
                 self.adapters[name] = Path(path)
+                self.numbered.append(NumberedAdapter(Path(path), 0.0, name))
             else:
-                self._everywhere.append(Path(value))
-        self._folder = Path(self.default).expanduser().resolve()
+                self.numbered.append(NumberedAdapter(Path(value), applied))
+        for path, scale in config.lora_scaled:
+            self.numbered.append(NumberedAdapter(Path(path), applied * scale))
+        self._scales = [adapter.scale for adapter in self.numbered]
+        self._folder = Path(os.path.expanduser(self.default)).resolve()
         self._usual = None if config.adapter_path is None else Path(config.adapter_path)
 
     # ------------------------------------------------------------ models
@@ -80,7 +98,7 @@ class Names:
             # Another spelling of a path is no other model.
             known = {path: key for key, path in paths.items()}
             return known.get(folder, self.default if folder == self._folder else name), None
-        if self._config.allow_download and "/" in name and hub.is_repo_id(name):
+        if self._config.allow_download and "/" in name and hub.is_repo_id(repo_file(name)[0]):
             return name, None
         if self._config.strict_model_names:
             raise unknown(name)
@@ -101,33 +119,68 @@ class Names:
     def configured(self) -> list[Path]:
         """Every adapter of the command line."""
         usual = [] if self._usual is None else [self._usual]
-        return [*self._everywhere, *self.adapters.values(), *usual]
+        return [*(adapter.path for adapter in self.numbered), *usual]
 
-    def adapter_folders(self, model: str, named: str | None, requested: str | None) -> list[Path]:
-        """The adapters a request's rows run under, one entry for each time it applies.
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """At which the numbered adapters apply to requests that come now."""
+        return tuple(self._scales)
+
+    def set_scales(self, scales: Mapping[int, float], param: str = "id") -> None:
+        """Those that are not named get 0. Raises RequestError for one there is not."""
+        self._scales = self._numbers(scales, param)
+
+    def _numbers(self, scales: Mapping[int, float], param: str) -> list[float]:
+        found = [0.0] * len(self.numbered)
+        for number, scale in scales.items():
+            if not 0 <= number < len(found):
+                raise RequestError(
+                    f"There is no adapter {number}; GET /lora-adapters lists those there are.",
+                    param=param,
+                )
+            found[number] = scale
+        return found
+
+    def applied(
+        self,
+        model: str,
+        named: str | None,
+        requested: str | None,
+        scales: Mapping[int, float] | None = None,
+    ) -> list[tuple[Path, float]]:
+        """The adapters a request's rows run under, and their scales.
 
         Those of --lora PATH apply to every request. The request's own adapter, or
         the one its `model` names, takes the place of --adapter-path.
 
+        Args:
+            scales: The request's own, for the numbered adapters.
+
         Raises:
-            RequestError: `requested` is not an adapter inside the start directory.
+            RequestError: `requested` is not an adapter inside the start directory, or there
+                is none of a number in `scales`.
         """
         is_default = model == self.default
-        folders = list(self._everywhere) if is_default else []
+        current = self._scales if scales is None else self._numbers(scales, "lora")
+        found: list[tuple[Path, float]] = []
+        if is_default:
+            pairs = zip(self.numbered, current, strict=True)
+            found = [(adapter.path, scale) for adapter, scale in pairs if scale]
         if requested is not None:
             folder = hub.local_folder(requested, self._start_dir, marker="adapter_config.json")
             if folder is None:
                 raise RequestError(
                     f"There is no adapter {requested!r} under the directory the server was "
-                    "started in (a relative path to a folder with adapter_config.json).",
+                    "started in (a relative path to a folder with adapter_config.json, or to a "
+                    ".gguf file).",
                     param="adapters",
                 )
-            folders.append(folder)
+            found.append((folder, 1.0))
         elif named is not None:
-            folders.append(self.adapters[named])
+            found.append((self.adapters[named], 1.0))
         elif self._usual is not None and is_default:
-            folders.append(self._usual)
-        return folders
+            found.append((self._usual, 1.0))
+        return found
 
 
 def unknown(name: str) -> ModelNotFound:

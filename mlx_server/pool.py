@@ -8,17 +8,25 @@ from pathlib import Path
 
 from mlx_server.arrival import Arrival
 from mlx_server.config import Config
-from mlx_server.core import AdapterScale, GenerationRequest, ModelCard
+from mlx_server.core import GenerationRequest, ModelCard
+from mlx_server.deltas import Finished
+from mlx_server.engine import device
 from mlx_server.engine.worker import Worker
+from mlx_server.entry import Entry
 from mlx_server.errors import ModelLoadError, RequestError, Unavailable
 from mlx_server.generation import Generation
+from mlx_server.metrics import Observer
 from mlx_server.models import hub
 from mlx_server.names import Names, unknown
-from mlx_server.residence import Entry, Residence
+from mlx_server.pool_services import PoolServices, read_system_prompt
+from mlx_server.recent import Recent
+from mlx_server.residence import Residence
+from mlx_server.services import SystemPrompt
 
 
-class ModelPool:
-    """Thread-safe; `load_default` comes first.
+class ModelPool(PoolServices):
+    """Thread-safe; `load_default` comes first. What it does beside generation is in
+    `pool_services.py`.
 
     Args:
         start_dir: Where relative paths in requests begin, and end.
@@ -28,7 +36,10 @@ class ModelPool:
         self.config = config
         self.worker = worker
         self.names = Names(config, start_dir or Path.cwd())
-        self.residence = Residence(config, worker, self.names)
+        self.observer = Observer()
+        self.recent = Recent()
+        self.residence = Residence(config, worker, self.names, self._observe)
+        self.system_prompt = SystemPrompt()
         self._created = int(time.time())
         self._ready = False
         self._failure: ModelLoadError | None = None
@@ -37,6 +48,8 @@ class ModelPool:
         """Load what the command line names. Raises ModelLoadError."""
         name = self.names.default
         try:
+            self.worker.call(lambda engines: device.choose(self.config.device))
+            self.system_prompt = read_system_prompt(self.config.system_prompt_file)
             entry = self.residence.load(name, self.residence.inspect(name))
         except ModelLoadError as error:
             self._failure = error
@@ -95,20 +108,14 @@ class ModelPool:
         with self.residence.entering(name) as entry:
             if entry is None:
                 return None
-            return entry.llm.generate(request, self._adapters(entry, adapter, request.adapters))
+            llm = entry.generator
+            own = None if request.adapter_scales is None else dict(request.adapter_scales)
+            adapters = self.adapter_scales(entry, adapter, request.adapters, own)
+            return llm.generate(request, adapters)
 
-    def _adapters(
-        self, entry: Entry, named: str | None, requested: str | None
-    ) -> tuple[AdapterScale, ...]:
-        """The sorted (adapter, scale) pairs of a request's rows."""
-        scales: dict[str, float] = {}
-        for folder in self.names.adapter_folders(entry.llm.name, named, requested):
-            try:
-                name = self.residence.adapter(entry, folder)
-            except ModelLoadError as error:
-                raise RequestError(error.message, param="adapters") from error
-            scales[name] = scales.get(name, 0.0) + 1.0
-        return tuple(sorted(scales.items()))
+    def _observe(self, finished: Finished) -> None:
+        self.observer.observe(finished)
+        self.recent.add(finished)
 
     # ------------------------------------------------------------ listings
 
@@ -151,7 +158,7 @@ class ModelPool:
             created=self._created,
             loaded=entry is not None,
             root=str(entry.path) if entry else None,
-            context_length=entry.llm.context_length if entry else None,
+            context_length=entry.context_length if entry else None,
         )
 
     def _paths(self) -> dict[str, Path]:

@@ -106,11 +106,11 @@ class ReplyForms:
             budget = None
         rules = [self._rule(tool) for tool in request.tool_use.tools] if request.tool_use else []
         plan = self._plan(request, format_, rules, state, budget)
+        split = request.split_reasoning
+        split = self._split_reasoning if split is None else split
         return ReplyForm(
             guide=plan,
-            parser=lambda: format_.parser(
-                rules, reasoning=self._split_reasoning, inside=state == "inside"
-            ),
+            parser=lambda: format_.parser(rules, reasoning=split, inside=state == "inside"),
             shown=self._tokenizer.visible(format_.markup),
         )
 

@@ -8,48 +8,26 @@ at the files, happens before anything is unloaded.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlx_server import demo
 from mlx_server.arrival import Arrival
 from mlx_server.config import Config
+from mlx_server.deltas import Finished
 from mlx_server.engine.engine import Engine
-from mlx_server.engine.limits import Limits
-from mlx_server.engine.loading import EngineInfo, load_engine, unload
+from mlx_server.engine.loading import unload
 from mlx_server.engine.worker import Worker
-from mlx_server.llm import LLM
-from mlx_server.models import hub, loader
+from mlx_server.entry import Entry, check_files, open_entry
+from mlx_server.errors import ModelLoadError
+from mlx_server.models import hub
 from mlx_server.names import Names
-from mlx_server.replies import ReplyForms
-from mlx_server.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Entry:
-    """A model in memory.
-
-    Attributes:
-        adapters: Adapter names in the engine, by their folder.
-        num_entering: Requests that are being queued just now.
-        draining: It goes when its rows are done; no request may join them.
-        used: When it was last asked for, for choosing what to unload.
-    """
-
-    llm: LLM
-    info: EngineInfo
-    path: Path
-    adapters: dict[Path, str] = field(default_factory=dict)
-    num_entering: int = 0
-    draining: bool = False
-    used: float = 0.0
 
 
 class Residence:
@@ -57,12 +35,20 @@ class Residence:
 
     Args:
         names: What the command line calls its model and adapters.
+        observe: Is told of every reply that ends.
     """
 
-    def __init__(self, config: Config, worker: Worker, names: Names) -> None:
+    def __init__(
+        self,
+        config: Config,
+        worker: Worker,
+        names: Names,
+        observe: Callable[[Finished], None] = lambda finished: None,
+    ) -> None:
         self.config = config
         self.worker = worker
         self.names = names
+        self._observe = observe
         self._entries: dict[str, Entry] = {}
         self._arrivals: list[Arrival] = []
         self._state = threading.Condition()
@@ -121,8 +107,11 @@ class Residence:
             revision=config.revision if is_default else None,
             allow_download=is_default or config.allow_download,
             trust_remote_code=config.trust_remote_code,
+            file=config.hf_file if is_default else None,
+            token=config.hf_token,
+            local=is_default,
         )
-        loader.check(path, name=name, trust_remote_code=config.trust_remote_code)
+        check_files(config, name, path, is_default=is_default)
         return path
 
     @contextmanager
@@ -184,22 +173,15 @@ class Residence:
 
     def load(self, name: str, path: Path) -> Entry:
         """Load the model in `path`. Raises ModelLoadError."""
-        config = self.config
-        limits = Limits.of(config)
-
-        def load(engines: dict[str, Engine]) -> EngineInfo:
-            return load_engine(
-                engines,
-                path,
-                name=name,
-                limits=limits,
-                max_models=config.max_models,
-                trust_remote_code=config.trust_remote_code,
-            )
-
-        info = self.worker.call(load)
+        entry = open_entry(
+            self.config,
+            self.worker,
+            name,
+            path,
+            is_default=name == self.names.default,
+            observe=self._observe,
+        )
         try:
-            entry = self._entry(name, path, info)
             if name == self.names.default:
                 for folder in self.names.configured():
                     self.adapter(entry, folder)
@@ -210,58 +192,18 @@ class Residence:
             self._entries[name] = entry
         return entry
 
-    def _entry(self, name: str, path: Path, info: EngineInfo) -> Entry:
-        config = self.config
-        tokenizer = Tokenizer.load(
-            path,
-            trust_remote_code=config.trust_remote_code,
-            chat_template=config.chat_template if name == self.names.default else None,
-            use_default_chat_template=config.use_default_chat_template,
-            template_args=config.chat_template_args or {},
-            eos_token_ids=info.eos_token_ids,
-        )
-        replies = ReplyForms(
-            tokenizer,
-            info.vocab_size,
-            reasoning_format=config.reasoning_format,
-            max_thinking_tokens=config.max_thinking_tokens,
-        )
-        replies.grammars.prepare()
-        llm = LLM(
-            name=name,
-            worker=self.worker,
-            tokenizer=tokenizer,
-            vocab_size=info.vocab_size,
-            replies=replies,
-            context_length=info.context_length,
-            kv_tokens=info.kv_tokens,
-            defaults={**info.sampling, **_flag_defaults(config)},
-        )
-        return Entry(llm, info, path, used=time.monotonic())
-
     def adapter(self, entry: Entry, folder: Path) -> str:
         """The engine's name for the adapter in `folder`, loaded if need be.
 
         Raises:
             ModelLoadError: It cannot be loaded, or does not fit the model.
         """
-        folder = folder.expanduser().resolve()
+        if entry.llm is None:
+            raise ModelLoadError(f"{entry.name} is an embedding model, which takes no adapters.")
+        folder = Path(os.path.expanduser(folder)).resolve()
         with self._adapting:
             if folder not in entry.adapters:
                 name = str(folder)
-                self.worker.call(
-                    lambda engines: engines[entry.llm.name].model.bank.load(name, folder)
-                )
+                self.worker.call(lambda engines: engines[entry.name].model.bank.load(name, folder))
                 entry.adapters[folder] = name
             return entry.adapters[folder]
-
-
-def _flag_defaults(config: Config) -> Mapping[str, Any]:
-    given = {
-        "max_tokens": config.max_tokens,
-        "temperature": config.temp,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-        "min_p": config.min_p,
-    }
-    return {name: value for name, value in given.items() if value is not None}

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import SHARED
@@ -15,6 +16,16 @@ from mlx_server.config import Config
 from mlx_server.engine.worker import Worker
 from mlx_server.pool import ModelPool
 from mlx_server.server.http import HttpServer
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 
 @contextmanager
@@ -67,3 +78,20 @@ def serve() -> Iterator[Callable[..., HttpServer]]:
 def open_pool() -> Iterator[Callable[..., ModelPool]]:
     with ExitStack() as stack:
         yield lambda *args, **settings: stack.enter_context(running_pool(*args, **settings))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium; skips where it is not installed."""
+    if not CHROMIUM.exists():
+        pytest.skip("there is no Chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LD_PRELOAD", raising=False)  # our BLAS is nothing for it
+        playwright = api.sync_playwright().start()
+    try:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
+        yield browser
+        browser.close()
+    finally:
+        playwright.stop()

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from mlx_server.cli import read_config
 from mlx_server.config import Config
+from mlx_server.flags import read_config
 
 COMMAND = [sys.executable, "-m", "mlx_server"]
 HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "pydantic", "jinja2")
@@ -105,7 +105,7 @@ def test_flags(flags: list[str], values: dict) -> None:
         (["--chat-template-args", "[1]"], "JSON object"),
         (["--top-p", "1.5"], "between 0 and 1"),
         (["--top-p", "nan"], "between 0 and 1"),
-        (["--temp", "inf"], "between 0 and 100"),
+        (["--temp", "inf"], "between -100 and 100"),
         (["--read-timeout", "nan"], "between 0.1 and 86400"),
         (["--top-k", "-5"], "at least 0"),
         (["--top-k", "1.5"], "--top-k"),
@@ -157,6 +157,49 @@ def test_help_names_every_flag_and_imports_no_model_code() -> None:
     shown = output_of(code)
     assert shown.rstrip().endswith("[]")
     assert "--strict-model-names" in shown and "--max-kv-bytes" in shown
+
+
+def test_the_version_tells_of_the_build() -> None:
+    found = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+    (line,) = found.stdout.splitlines()
+    assert line.startswith("mlx_server ") and "Python 3" in line and "mlx " in line
+
+
+def test_what_means_nothing_is_one_line_at_the_start(tmp_path: Path) -> None:
+    log_file = tmp_path / "server.log"
+    log_file.write_text("before\n")
+    flags = ["--threads", "4", "-ngl", "99", "--mlock", "--log-file", str(log_file)]
+    flags += ["--model", str(tmp_path / "nowhere")]
+    with running(*flags, LLAMA_ARG_NUMA="isolate", LLAMA_API_KEY="hunter2") as (process, _):
+        assert process.wait(30) == 1
+        lines = process.stderr.read().splitlines()
+    named = [line for line in lines if "without a meaning" in line]
+    assert [line.split(": ")[1] for line in named] == ["--threads -ngl --mlock LLAMA_ARG_NUMA"]
+    assert "hunter2" not in "".join(lines)
+    logged = log_file.read_text().splitlines()
+    assert logged[0] == "before" and logged[1] in lines
+
+
+def test_what_cannot_be_done_is_one_line_and_exit_code_2() -> None:
+    flags = ["-m", "x", "--override-kv", "tokenizer.ggml.add_bos_token=bool:false"]
+    found = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 1 and "--override-kv" in found.stderr
+
+
+@pytest.mark.parametrize("flag", ["--log-file", "--trace-file", "--slot-save-path", "--path"])
+def test_a_place_that_is_not_there_is_one_line(flag: str, tmp_path: Path) -> None:
+    for place in (tmp_path / "none" / "x", "~nobody-here/x"):
+        found = subprocess.run([*COMMAND, flag, str(place)], capture_output=True, text=True)
+        assert found.returncode == 1
+        assert len(found.stderr.splitlines()) == 1 and f"{flag} {place}: " in found.stderr
+
+
+def test_a_model_may_stand_behind_serve(stories: Path) -> None:
+    model = str(stories / "stories260k")
+    with running("serve", model, "--model-lib", "lib.so", "--device", "auto") as (_, url):
+        wait_until_ready(url)
+        assert requests.get(url + "/v1/models").json()["data"][0]["id"] == model
 
 
 def test_the_port_is_open_before_the_slowest_imports_begin() -> None:

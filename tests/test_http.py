@@ -6,6 +6,7 @@ import json
 import logging
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -186,10 +187,15 @@ class Answer:
 
 
 class Client:
-    """A raw socket that keeps each HTTP chunk apart."""
+    """A raw socket, or a TLS one, that keeps each HTTP chunk apart."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=WAIT)
+        if tls is not None:
+            # With an end that is not announced as an error, as clients of HTTP/1.0 need it.
+            self.sock = tls.wrap_socket(
+                self.sock, server_hostname="localhost", suppress_ragged_eofs=False
+            )
         self.file = self.sock.makefile("rb")
 
     def send(self, text: str | bytes) -> Client:
@@ -249,19 +255,22 @@ class Running:
     server: HttpServer
     pool: FakePool
     clients: list[Client] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
 
     def client(self) -> Client:
-        self.clients.append(Client(self.server.port))
+        self.clients.append(Client(self.server.port, self.tls))
         return self.clients[-1]
 
 
 @contextlib.contextmanager
-def serving(dialect: Dialect | None = None, **settings: object) -> Iterator[Running]:
+def serving(
+    dialect: Dialect | None = None, *, tls: ssl.SSLContext | None = None, **settings: object
+) -> Iterator[Running]:
     pool = FakePool()
     server = HttpServer(Config(port=0, **settings), [dialect or FakeDialect()], pool)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    running = Running(server, pool)
+    running = Running(server, pool, tls=tls)
     try:
         yield running
     finally:
@@ -430,7 +439,6 @@ POST = b"POST /echo HTTP/1.1\r\n"
         (POST + b"Content-Length: 1001\r\n\r\n", 413),
         (POST + b"Content-Length: 1001\r\nExpect: 100-continue\r\n\r\n", 413),
         (POST + b"Content-Length: 2\r\nContent-Encoding: gzip\r\n\r\n{}", 400),
-        (POST + b"\r\n", 411),
         (b"POST /no HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 404),
     ],
 )
@@ -440,9 +448,13 @@ def test_what_is_not_http_gets_an_error_and_is_closed(
     answer = client.send(request_bytes).answer()
     assert answer.status == status
     assert answer.json()["error"]["message"]
-    if status != 411:  # where the body's end is known the connection may go on
-        assert answer.headers["connection"] == "close"
-        assert client.at_end()
+    assert answer.headers["connection"] == "close"
+    assert client.at_end()
+
+
+def test_a_post_without_a_length_has_no_body(client: Client) -> None:
+    for _ in range(2):  # and the connection goes on
+        assert client.send(POST + b"\r\n").answer().json()["body"] == ""
 
 
 def test_equal_content_lengths_are_one(client: Client) -> None:
@@ -664,6 +676,8 @@ def test_a_key_is_asked_for_everywhere_but_at_the_door() -> None:
         refused = client.post("/echo", b"{}", "Authorization: Bearer no").answer()
         assert refused.status == 401
         assert refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["error"]["message"] == "Invalid API Key"
+        assert running.client().post("/echo").answer().status == 401
         assert refused.json()["error"]["kind"] == "authentication"
 
 
@@ -697,6 +711,37 @@ def test_a_preflight_is_answered_without_a_body(client: Client) -> None:
     assert client.send("OPTIONS * HTTP/1.1\r\n\r\n").answer().status == 204
 
 
+def test_a_preflight_tells_only_what_is_allowed() -> None:
+    settings = {
+        "allowed_origins": ("https://a.example",),
+        "allowed_methods": ("post",),
+        "allowed_headers": ("Content-Type", "X-A"),
+    }
+    with serving(**settings) as running:
+        client = running.client()
+
+        def preflight(origin: str) -> dict[str, str]:
+            answer = client.send(
+                f"OPTIONS /health HTTP/1.1\r\nOrigin: {origin}\r\n"
+                "Access-Control-Request-Method: GET\r\n"
+                "Access-Control-Request-Headers: x-a, x-b\r\n\r\n"
+                f"OPTIONS /echo HTTP/1.1\r\nOrigin: {origin}\r\n"
+                "Access-Control-Request-Method: POST\r\n\r\n"
+            )
+            get, post = answer.answer(), answer.answer()
+            assert (get.status, post.status) == (204, 204)
+            return get.headers, post.headers
+
+        get, post = preflight("https://a.example")
+        assert get["access-control-allow-methods"] == ""
+        assert post["access-control-allow-methods"] == "POST"
+        assert get["access-control-allow-headers"] == "x-a"
+        assert get["access-control-allow-origin"] == "https://a.example"
+        for headers in preflight("https://evil.example"):
+            assert not [name for name in headers if name.startswith("access-control")]
+            assert "Origin" in headers["vary"]
+
+
 def test_the_access_line_keeps_the_query_to_itself(
     shared: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -704,6 +749,15 @@ def test_the_access_line_keeps_the_query_to_itself(
         shared.client().post("/echo?key=hunter2").answer()
         assert eventually(lambda: "POST /echo 200" in caplog.text)
     assert "hunter2" not in caplog.text
+
+
+def test_the_access_line_steers_no_terminal(
+    shared: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "mlx_server.server"):
+        with socket.create_connection(("127.0.0.1", shared.server.port)) as raw:
+            raw.sendall(b"G\x9b1mT /\x9b2J HTTP/1.1\r\n\r\n")
+        assert eventually(lambda: r"G\x9b1mT /\x9b2J 404" in caplog.text)
 
 
 # ---------------------------------------------------------------- many connections, start and stop
@@ -734,6 +788,38 @@ def test_one_connection_too_many_gets_503_until_one_leaves() -> None:
         first.close()
         assert eventually(lambda: len(running.server._open) == 1)
         assert running.client().send("GET / HTTP/1.1\r\n\r\n").answer().status == 200
+
+
+def test_connections_beyond_the_http_threads_wait_their_turn() -> None:
+    with serving(threads_http=2) as running:
+        held = [running.client().post("/hold") for _ in range(2)]
+        for _ in held:
+            assert running.pool.started.acquire(timeout=WAIT)
+        waiting = [running.client().send("GET / HTTP/1.1\r\n\r\n") for _ in range(3)]
+        assert not select.select([client.sock for client in waiting], [], [], 0.2)[0]
+        running.pool.release.set()
+        # Who holds a place that others wait for has to leave it.
+        assert held[0].answer().headers["connection"] == "close"
+        assert [client.answer().status for client in waiting] == [200] * 3
+        assert len(running.server._open) <= 2
+
+
+def test_where_nobody_waits_connections_stay() -> None:
+    with serving(threads_http=1) as running:
+        client = running.client()
+        for _ in range(2):
+            answer = client.send("GET / HTTP/1.1\r\n\r\n").answer()
+            assert answer.status == 200 and "connection" not in answer.headers
+
+
+def test_stop_ends_the_wait_for_a_place() -> None:
+    with serving(threads_http=1) as running:
+        first = running.client()
+        assert first.send("GET / HTTP/1.1\r\n\r\n").answer().status == 200
+        running.client()
+        time.sleep(0.1)  # the accepting thread waits for the first one to leave
+        running.server.stop(0.0)
+        assert first.at_end()
 
 
 def test_the_port_answers_before_it_is_served() -> None:

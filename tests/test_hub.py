@@ -65,9 +65,9 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_wrong_folders_say_what_they_are(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
+    file = tmp_path / "model.bin"
     file.write_text("")
-    assert "is a file; give the folder" in message(str(file))
+    assert "is a file and no .gguf; give the folder" in message(str(file))
     assert "holds no config.json" in message(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "holds an adapter" in message(str(tmp_path))
@@ -351,3 +351,122 @@ def test_a_repo_without_a_config_is_refused(
     assert "holds no config.json" in message("owner/m-GGUF")
     (tmp_path / "config.json").write_text("{}")
     assert "holds no weights" in message("owner/m-GGUF")
+
+
+# ---------------------------------------------------------------- .gguf files
+
+
+LLAMA_HEADER = (
+    b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 20) + b"general.architecture"
+    + struct.pack("<IQ", 8, 5) + b"llama"
+)  # fmt: skip
+
+
+def put_gguf(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(LLAMA_HEADER)
+    return folder
+
+
+def test_a_gguf_file_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = put_gguf(tmp_path / "m", "a.gguf", "b.gguf") / "a.gguf"
+    monkeypatch.chdir(tmp_path)
+    for name in ("m/a.gguf", "./m/../m/a.gguf", str(file)):
+        assert resolve(name) == file
+    assert resolve("m", file="a.gguf") == file
+    assert "holds no file 'c.gguf'" in message("m", file="c.gguf")
+    assert "leave out --hf-file" in message("m/a.gguf", file="a.gguf")
+    assert "holds 2 .gguf models (a.gguf, b.gguf)" in message("m")
+
+
+def test_a_link_to_a_gguf_keeps_its_name(tmp_path: Path) -> None:
+    """As in the hub library's cache, where files have hashes for names."""
+    blob = put_gguf(tmp_path, "0123") / "0123"
+    (tmp_path / "m.gguf").symlink_to(blob)
+    assert resolve(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("a.gguf",), "a.gguf"),
+        (("a.gguf", "mmproj-a.gguf"), "a.gguf"),
+        (("a-00001-of-00002.gguf", "a-00002-of-00002.gguf"), "a-00001-of-00002.gguf"),
+    ],
+)
+def test_a_folder_with_one_model(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+    folder = put_gguf(tmp_path / "start" / "m", *names)
+    (folder / "config.json").write_text("{}")
+    assert resolve(str(folder)) == folder / found
+    safetensors(folder / "model.safetensors")
+    assert resolve(str(folder)) == folder
+
+
+def test_a_request_s_gguf_stays_inside(tmp_path: Path) -> None:
+    start = put_gguf(tmp_path / "start", "a.gguf", "one/m.gguf")
+    outside = put_gguf(tmp_path / "outside", "x.gguf")
+    (start / "link.gguf").symlink_to(outside / "x.gguf")
+    for marker in ("config.json", "adapter_config.json"):
+        assert local_folder("a.gguf", start, marker) == start / "a.gguf"
+        for name in ("link.gguf", "../outside/x.gguf", str(start / "a.gguf"), "no.gguf"):
+            assert local_folder(name, start, marker) is None
+    (start / "away").mkdir()
+    (start / "away" / "m.gguf").symlink_to(outside / "x.gguf")
+    assert local_folder("away", start) is None
+    assert local_folder("one", start) == start / "one" / "m.gguf"
+    assert local_folder("one", start, "adapter_config.json") is None
+
+
+def test_a_repo_s_gguf_in_the_cache(tmp_path: Path) -> None:
+    snapshot = put_gguf(put_repo(tmp_path, "o/m-GGUF"), "m-q8_0.gguf", "m-q4_0.gguf")
+    for name, file in (("o/m-GGUF", "m-q8_0.gguf"), ("o/m-GGUF/m-q8_0.gguf", None)):
+        path = resolve(name, file=file, cache_dir=tmp_path, allow_download=False)
+        assert path == snapshot / "m-q8_0.gguf"
+    assert find_cached("o/m-GGUF/m-q8_0.gguf", cache_dir=tmp_path) == snapshot / "m-q8_0.gguf"
+    for name in ("o/m-GGUF", "o/m-GGUF/none.gguf", "o/m-GGUF/../../x.gguf"):
+        assert find_cached(name, cache_dir=tmp_path) is None
+    (snapshot / "m-q4_0.gguf").unlink()
+    assert resolve("o/m-GGUF", cache_dir=tmp_path) == snapshot / "m-q8_0.gguf"
+
+
+def test_the_listing_names_gguf_files(tmp_path: Path) -> None:
+    parts = ("big-00001-of-00002.gguf", "big-00002-of-00002.gguf")
+    snapshot = put_gguf(put_repo(tmp_path, "o/g"), "m.gguf", "sub/n.gguf", "mmproj-m.gguf", *parts)
+    (snapshot / "other.gguf").write_bytes(LLAMA_HEADER.replace(b"llama", b"qwen2"))
+    (snapshot / "part-00001-of-00002.gguf").write_bytes(LLAMA_HEADER)
+    (snapshot / "broken.gguf").write_bytes(b"GGUF")
+    models = cached_models(tmp_path)
+    assert [m.repo_id for m in models] == [f"o/g/{parts[0]}", "o/g/m.gguf", "o/g/sub/n.gguf"]
+    assert [m.size // len(LLAMA_HEADER) for m in models] == [2, 1, 1]
+    for m in models:
+        assert m.path == find_cached(m.repo_id, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [("q/m.gguf", "q/m.gguf"), ("m-00001-of-00002.gguf", "m-?????-of-00002.gguf")],
+)
+def test_only_the_file_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, pattern: str
+) -> None:
+    calls = []
+
+    def snapshot_download(name: str, **options: object) -> str:
+        if options.get("local_files_only"):
+            raise errors.LocalEntryNotFoundError("not cached")
+        calls.append(SimpleNamespace(name=name, **options))
+        names = (file, file.replace("00001-of", "00002-of"))
+        return str(put_gguf(tmp_path / "snapshot", *names))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    path = resolve("o/m", file=file, token="hf_x", revision="v2", cache_dir=tmp_path)
+    assert path == tmp_path / "snapshot" / file
+    [call] = calls
+    assert (call.name, call.allow_patterns, call.token) == ("o/m", [pattern], "hf_x")
+    assert call.revision == "v2"
+    assert "has no file 'none.gguf'" in message("o/m", file="none.gguf", cache_dir=tmp_path / "x")
+    assert "name of a .gguf file" in message("o/m", file="model.bin")
+    text = message("o/m", file=file, cache_dir=tmp_path / "x", allow_download=False)
+    assert f"hf download o/m {file}" in text

@@ -8,7 +8,9 @@ import pytest
 from mlx_lm.generate import generate_step
 from models import CONFIG, make_engine, make_pair, random_prompts, request, run
 
-from mlx_server.cache.storage import Plain, Quantization, Quantized
+from mlx_server.cache.storage import Plain, Quantization, Quantized, quantization_of
+from mlx_server.config import Config
+from mlx_server.errors import ModelLoadError
 from mlx_server.models.llama import LlamaModel
 
 WIDE = CONFIG | {"head_dim": 64}
@@ -144,3 +146,41 @@ def test_attention_equals_that_over_unpacked_values(tokens, columns, mask) -> No
     expected = mx.fast.scaled_dot_product_attention(q, *unpacked, scale=0.3, mask=mask)
     np.testing.assert_allclose(plain.attend(q, unpacked, 0.3, mask), expected, atol=1e-5)
     np.testing.assert_allclose(quantized.attend(q, stored, 0.3, mask), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------- what the flags ask for
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"kv_bits": 4}, Quantization(4, 64)),
+        ({"cache_type_k": "f16"}, None),
+        ({"cache_type_k": "f16", "cache_type_v": "bf16"}, None),
+        ({"cache_type_v": "F32"}, None),
+        ({"cache_type_k": "q8_0"}, Quantization(8, 64)),
+        ({"cache_type_v": "q4_0", "kv_group_size": 32}, Quantization(4, 32)),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0", "kv_bits": 8}, Quantization(8, 64)),
+        ({"cache_type_k": "q8_0", "quantized_kv_start": 9}, Quantization(8, 64, 9)),
+    ],
+)
+def test_llama_cpp_s_cache_types_are_bits(given: dict, expected: Quantization | None) -> None:
+    assert quantization_of(Config(**given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *(({"cache_type_k": name}, f"--cache-type-k {name} is not known here.*q8_0.*q4_0")
+          for name in ("q4_1", "q5_0", "q5_1", "iq4_nl", "int8")),
+        ({"cache_type_v": "q5_1"}, "--cache-type-v q5_1"),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q4_0"}, "must agree.*not q8_0 and q4_0"),
+        ({"cache_type_k": "f16", "cache_type_v": "q4_0"}, "must agree.*not f16 and q4_0"),
+        ({"cache_type_k": "q8_0", "kv_bits": 4}, "q8_0 contradicts --kv-bits 4"),
+        ({"cache_type_v": "f16", "kv_bits": 8}, "f16 contradicts --kv-bits 8"),
+    ],
+)  # fmt: skip
+def test_types_that_there_are_not_or_that_differ_are_refused(given: dict, said: str) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        quantization_of(Config(**given))

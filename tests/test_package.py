@@ -12,10 +12,11 @@ import zipfile
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from mlx_server import __version__, config
+from mlx_server import __version__, compat, config
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,7 +77,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     mlx = sorted(r for r in requirements if re.match(r"mlx[\[<>=]", r))
     assert [bool(re.search(r"\bdarwin\b", r)) for r in mlx] == [True, False, False]
     assert [re.search(r"\[(\w+)\]", r).group(1) for r in mlx if "linux" in r] == ["cpu", "cuda13"]
-    assert set(data.get_all("Provides-Extra") or []) == {"bench", "cuda", "test"}
+    assert set(data.get_all("Provides-Extra") or []) == {"bench", "cuda", "embeddings", "test"}
 
 
 def test_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
@@ -86,11 +87,12 @@ def test_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     assert dict(entry_points["console_scripts"]) == {"mlx_server": "mlx_server.cli:main"}
 
 
-def test_readme_shows_the_flags_as_config_prints_them() -> None:
+@pytest.mark.parametrize(("mark", "module"), [("flags", config), ("compat", compat)])
+def test_readme_shows_the_flags_as_they_are_printed(mark: str, module: ModuleType) -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    shown = re.search(r"<!-- flags -->\n(.*?)\n<!-- /flags -->", readme, re.DOTALL)
+    shown = re.search(rf"<!-- {mark} -->\n(.*?)\n<!-- /{mark} -->", readme, re.DOTALL)
     assert shown is not None
-    assert shown.group(1).strip() == config.table()
+    assert shown.group(1).strip() == module.table()
 
 
 def test_changelog_names_the_version() -> None:

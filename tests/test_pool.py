@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import running_pool
 
 from mlx_server.core import GenerationRequest, TextPrompt, TokenPrompt
 from mlx_server.deltas import Heartbeat, Text
@@ -21,6 +22,7 @@ from mlx_server.errors import (
     Unavailable,
 )
 from mlx_server.pool import ModelPool
+from mlx_server.services import Served
 
 PROMPT = "Once upon a time"
 BASE = ", there was a little girl named Lily."
@@ -114,8 +116,8 @@ def test_default_adapter_and_summed_ones(open_pool, stories: Path) -> None:
     )
     assert ask(everywhere).startswith(DRAGON)
     assert not ask(everywhere, "moon").startswith((MOON, DRAGON))
-    scaled = everywhere._adapters(
-        everywhere.residence._entries[everywhere.names.default], "moon", None
+    scaled = everywhere.adapter_scales(
+        everywhere.residence._entries[everywhere.names.default], "moon"
     )
     assert [scale for _, scale in scaled] == [1.0, 1.0]
 
@@ -131,7 +133,8 @@ def test_the_least_recently_used_model_goes_when_its_rows_are_done(
     open_pool, stories: Path, place: Path
 ) -> None:
     pool = open_pool(place, model=str(stories / "stories260k"))
-    running = iter(start(pool, max_tokens=400, options={"ignore_eos": True}))
+    generation = start(pool, max_tokens=400, options={"ignore_eos": True})
+    running = iter(generation)
     for _ in range(5):
         next(running)
     other: list[str] = []
@@ -146,11 +149,26 @@ def test_the_least_recently_used_model_goes_when_its_rows_are_done(
     waiting.join(20)
     assert other and other[0].startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == ["chat"]
+    # Who reads the reply only now can still tell which model it is of.
+    assert generation.served == Served(str(stories / "stories260k"), 512)
     # Without a name the model that is loaded answers; by its name the first one returns.
     assert ask(pool).startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == ["chat"]
     assert ask(pool, pool.names.default).startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == [pool.names.default]
+
+
+def test_the_slots_of_a_model_that_goes_meanwhile(open_pool, stories: Path, tmp_path: Path) -> None:
+    pool = open_pool(model=str(stories / "stories260k"), slot_save_path=str(tmp_path))
+    engine = pool.worker.call(lambda engines: engines.pop(pool.names.default))
+    try:
+        for act in (pool.save_slot, pool.restore_slot):
+            with pytest.raises(Unavailable, match="not in memory"):
+                act(0, "file")
+        with pytest.raises(Unavailable, match="not in memory"):
+            pool.erase_slot(0)
+    finally:
+        pool.worker.call(lambda engines: engines.update({pool.names.default: engine}))
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_server_usable(
@@ -325,3 +343,32 @@ def test_a_repo_in_the_local_cache_is_listed_and_loaded_on_request(
     assert ask(pool, "org/tiny").startswith(BASE)
     assert [card.id for card in pool.cards() if card.loaded] == ["org/tiny"]
     assert ask(pool, "org/absent").startswith(BASE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logit_bias": ("99999999+1",)}, "--logit-bias: Token id 99999999"),
+        ({"grammar": "root ::= nope"}, "--grammar: "),
+        ({"json_schema": '{"type": "nope"}'}, "--json-schema: "),
+    ],
+)
+def test_an_option_that_would_fail_every_request_fails_at_the_start(
+    stories: Path, settings: dict, message: str
+) -> None:
+    with (
+        pytest.raises(ModelLoadError, match=message),
+        running_pool(model=str(stories / "stories260k"), **settings),
+    ):
+        pass
+
+
+def test_a_download_is_no_way_out_of_the_start_directory(
+    open_pool, stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "mm").mkdir()
+    (tmp_path / "mm" / "esc").symlink_to(stories / "stories260k-chat")
+    pool = open_pool(tmp_path, model=str(stories / "stories260k"), allow_download=True)
+    with pytest.raises(RequestError, match="mm/esc"):
+        ask(pool, "mm/esc")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from models import Collected, make_engine, make_pair, random_prompts, request, run
 
-from mlx_server.cache.base import Cache, Seat
+from mlx_server.cache.base import Cache, Exported, Seat
 from mlx_server.cache.prefix import BLOCK, PrefixCache, common_prefix
 from mlx_server.core import GenerationRequest, TextPrompt
 from mlx_server.engine.engine import Engine
@@ -322,6 +322,12 @@ class Shelf(Cache):
     def held(self, seat: Seat) -> int:
         return seat.length
 
+    def export(self, seat: Seat, length: int) -> Exported:
+        return {}, {}
+
+    def adopt(self, arrays, metadata, length: int) -> Seat:
+        return self.open(length)
+
     @property
     def nbytes(self) -> int:
         return sum(seat.length for seat in self.open_seats)
@@ -367,3 +373,12 @@ def test_it_finds_what_a_search_through_all_would(seed: int) -> None:
         held = [tuple(e.tokens) for e in prefixes]
         assert not any(a != b and b[: len(a)] == a for a in held for b in held)
         assert len(set(held)) == len(held)
+
+
+def test_entries_may_be_looked_at_while_they_go(ours, engine) -> None:
+    """As another thread does that tells the figures."""
+    tokens = [request(f"r{i}", [i + 1] * 70, max_tokens=2) for i in range(3)]
+    work(engine, *tokens)
+    entries = iter(engine.prefixes)
+    engine.prefixes.evict()
+    assert len(list(entries)) == len(engine.prefixes) + 1

@@ -1,4 +1,5 @@
-"""Thousands of random arrivals, aborts, failures, guides, lengths and budgets, and what must hold.
+"""Thousands of random arrivals, aborts, failures, guides, slots, lengths, context shifts and
+budgets, and what must hold.
 
 The model under test remembers: its next token follows from the sum of all tokens that it
 finds stored in the row's seat. A slot that is leaked, shared, moved wrongly or taken from
@@ -18,10 +19,11 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from models import Collected, make_engine, request
+from models import Collected, request
 
 from mlx_server.cache.kv import KVCache
 from mlx_server.engine.engine import Engine
+from mlx_server.engine.limits import Limits
 from mlx_server.engine.scheduler import QUIET
 from mlx_server.engine.sequence import Status
 from mlx_server.exchange import EngineRequest, Guide, GuideError
@@ -110,23 +112,37 @@ class Rule:
         del self.queue[:1]
         self.total, self.length = self.total + token_id, self.length + 1
         self._decide()
-        if self.state % 2:
+        # Now or when it is asked next; in a run of forced tokens nobody need ask before the end.
+        if self.state % 2 or self.queue:
             self._check()
 
 
+def shifted(window: list[int], keep: int, context: int) -> list[int]:
+    """What stays of a full window (llama.cpp)."""
+    keep = min(keep, context - 4)
+    return window[:keep] + window[keep + (context - keep) // 2 :]
+
+
 def expected(
-    prompt: Sequence[int], count: int, eos: frozenset[int], guide: Rule | None = None
+    prompt: Sequence[int],
+    count: int,
+    eos: frozenset[int],
+    guide: Rule | None = None,
+    keep: int | None = None,
+    context: int = 0,
 ) -> tuple[list[int], bool]:
     """The reply, and whether its guide fails."""
-    total, length, found = sum(prompt), len(prompt), []
+    window, found = list(prompt), []
     while len(found) < count:
-        token = next_token(total, length)
+        if keep is not None and len(window) >= context:
+            window = shifted(window, keep if keep >= 0 else len(prompt), context)
+        token = next_token(sum(window), len(window))
         try:
             if guide is not None:
                 guide.forced()
                 token = token if token in guide.options() else guide.options()[0]
             found.append(token)
-            total, length = total + token, length + 1
+            window.append(token)
             if token in eos:
                 break
             if guide is not None:
@@ -148,6 +164,12 @@ def check_invariants(engine: Engine, budget: float) -> None:
     assert all(s.status is Status.RUNNING and s.seat for s in scheduler.running)
     assert all(s.status is Status.WAITING and not s.seat for s in scheduler.waiting)
     assert len(scheduler.running) <= scheduler.max_batch_size
+    # Everybody who runs sits in a slot, the one that was asked for if one was.
+    slots = engine.slots
+    assert {s for slot in slots if (s := slot.sequence)} == set(scheduler.running)
+    assert all(slots[s.slot].sequence is s for s in scheduler.running)
+    assert all(s.request.slot in (None, s.slot) for s in scheduler.running)
+    assert all(s.slot is None for s in scheduler.waiting)
     # Every seat is a running sequence's or an entry's; every byte is a seat's or a free slot's.
     seats = [s.seat for s in scheduler.running] + [e.seat for e in prefixes]
     assert len(seats) == len(set(seats))
@@ -190,6 +212,8 @@ class Driver:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.context = 4000
+        self.num_slots = 1
         self.shared = [self.tokens(n) for n in (40, 90, 300, 700)]
         self.requests: dict[str, EngineRequest] = {}
         self.aborted: set[tuple[str, int | None]] = set()
@@ -214,20 +238,30 @@ class Driver:
         if self.requests and rng.random() < 0.3:  # the next turn of another
             last = rng.choice(list(self.requests.values()))
             prompt = [*last.token_ids, *self.reply(last)[0], *self.tokens(rng.randint(0, 9))]
-            prompt = prompt[:1200]
+        prompt = prompt[: min(1200, self.context - 90)]
         eos = frozenset(self.tokens(3)) if rng.random() < 0.5 else frozenset()
         count = rng.choice([0, 1, 2, 20, 90])
         r = request(f"r{number}", prompt, rng.choice([1, 1, 1, 3]), eos, max_tokens=count)
+        if rng.random() < 0.2:
+            r = replace(r, slot=rng.randrange(self.num_slots))
+        if rng.random() < 0.1:
+            r = replace(r, reuse=False)
         if rng.random() < 0.1:
             r = replace(r, params=SamplingParams(0, max_tokens=count, prompt_logprobs=1, seed=0))
         if rng.random() < 0.5:
             r = replace(r, guide=self.guide(prompt, fails=rng.random() < 0.2))
+        if rng.random() < 0.15:
+            keep, count = rng.choice([-1, 0, 5, 100, 1000]), rng.choice([0, 90, 250, 700])
+            r = replace(r, params=replace(r.params, n_keep=keep, max_tokens=count))
         self.requests[r.id] = r
         return r
 
     def reply(self, r: EngineRequest) -> tuple[list[int], bool]:
         guide = r.guide() if r.guide is not None else None
-        return expected(r.token_ids, r.params.max_tokens, r.eos_token_ids, guide)
+        params = r.params
+        return expected(
+            r.token_ids, params.max_tokens, r.eos_token_ids, guide, params.n_keep, self.context
+        )
 
     def check(self, found: Collected) -> None:
         for name, r in self.requests.items():
@@ -250,7 +284,23 @@ def test_nothing_is_lost_leaked_or_mixed_up(seed: int, caplog) -> None:
     chunk, batch = rng.choice([8, 64, 512]), rng.choice([1, 3, 8, 20])
     budget = model.cache.cost(2000) * rng.choice([1, 1.5, 4, 30])
     prefix_bytes = rng.choice([None, None, budget // 2, 0])
-    engine = make_engine(model, batch, chunk, int(budget), prefix_bytes)
+    driver.num_slots = batch
+    if rng.random() < 0.6:
+        driver.context = 300
+    limits = Limits(
+        batch,
+        chunk,
+        int(budget),
+        prefix_bytes,
+        context_length=driver.context,
+        prompt_concurrency=rng.choice([None, None, 1, 3]),
+        cont_batching=rng.random() < 0.8,
+        slot_similarity=rng.choice([0.0, 0.5]),
+        trace=rng.random() < 0.5,
+    )
+    engine = Engine(model, limits)
+    # What memory cannot hold is no context.
+    driver.context = engine.max_tokens
     engine.runner.overlaps = rng.random() < 0.5
     engine.prefixes.max_entries = rng.choice([2, 10, 1000])
     for number in range(600):

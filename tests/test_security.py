@@ -71,8 +71,44 @@ def test_only_listed_origins_are_echoed(credentials: bool) -> None:
 
 
 def test_a_preflight_echoes_the_headers_asked_for() -> None:
-    asked = {"access-control-request-headers": "authorization,x-thing"}
+    asked = {
+        "origin": "https://a",
+        "access-control-request-headers": "authorization,x-thing, ,b ad",
+    }
     answer = Cors(("*",), False).preflight(asked, ("GET", "POST"))
-    assert answer["Access-Control-Allow-Headers"] == "authorization,x-thing"
+    assert answer["Access-Control-Allow-Headers"] == "authorization, x-thing"
     assert answer["Access-Control-Allow-Methods"] == "GET, POST"
     assert int(answer["Access-Control-Max-Age"]) > 0
+
+
+@pytest.mark.parametrize("headers", [("*",), ("X-Thing", "authorization")])
+def test_a_preflight_leaves_out_what_is_not_allowed(headers: tuple[str, ...]) -> None:
+    asked = {"origin": "https://a", "access-control-request-headers": "x-thing,x-other"}
+    cors = Cors(("https://a",), False, ("GET", "delete"), headers)
+    answer = cors.preflight(asked, ("GET", "HEAD", "POST"))
+    assert answer["Access-Control-Allow-Methods"] == "GET"
+    expected = "x-thing, x-other" if headers == ("*",) else "x-thing"
+    assert answer["Access-Control-Allow-Headers"] == expected
+
+
+@pytest.mark.parametrize("origin", ["https://b", "null", None])
+def test_a_preflight_from_elsewhere_allows_nothing(origin: str | None) -> None:
+    asked = {} if origin is None else {"origin": origin}
+    assert set(Cors(("https://a",), True).preflight(asked, ("GET",))) == {"Vary"}
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost", True),
+        ("https://localhost:3000", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://[::1]:1", True),
+        ("http://localhost.evil.example", False),
+        ("http://evil.example/localhost", False),
+        ("http://127.0.0.10", False),
+        ("null", False),
+    ],
+)
+def test_localhost_stands_for_pages_of_this_machine(origin: str, allowed: bool) -> None:
+    assert (ORIGIN in Cors(("localhost",), False).headers(origin)) is allowed

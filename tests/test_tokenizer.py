@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,18 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mlx_server.core import ChatPrompt, Message, TextPart, TextPrompt, TokenPrompt
+from mlx_server.core import (
+    ChatPrompt,
+    Message,
+    MixedPrompt,
+    TextOptions,
+    TextPart,
+    TextPrompt,
+    TokenPrompt,
+)
 from mlx_server.errors import ModelLoadError, RequestError
+from mlx_server.services import TokenPiece
+from mlx_server.text.text_options import find_breakers
 from mlx_server.text.tokenizer import Tokenizer
 
 MODELS = Path(__file__).parents[1] / "../shared/models"
@@ -148,6 +159,23 @@ def test_a_chat_is_what_apply_chat_template_gives(folder: Path, template: str) -
     assert tokenizer.encode_prompt(ChatPrompt(HELLO)) == expected
 
 
+@pytest.mark.parametrize("role_mapping", [None, {"user": "", "assistant": "", "stop": "|"}])
+def test_a_prompt_says_how_it_ends(folder: Path, role_mapping: Mapping[str, str] | None) -> None:
+    template = None if role_mapping else "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    if role_mapping is None:
+        folder = with_template(folder, template + "{% if add_generation_prompt %}>{% endif %}")
+    tokenizer = Tokenizer.load(folder)
+    begun = (*HELLO, Message("assistant", (TextPart("so "),)))
+
+    def rendered(messages: tuple[Message, ...], **fields: bool) -> str:
+        return tokenizer.render(ChatPrompt(messages, role_mapping=role_mapping, **fields))
+
+    assert rendered(HELLO, add_generation_prompt=False) == "hello|"
+    assert rendered(begun, continue_final=True) == "hello|so "
+    with pytest.raises(RequestError, match="continue_final_message"):
+        rendered(HELLO, continue_final=True)
+
+
 @needs_models
 def test_golden_prompts() -> None:
     golden = json.loads((MODELS / "golden/chat.json").read_text(encoding="utf-8"))
@@ -237,3 +265,145 @@ def test_load_errors_are_one_line_with_the_mend(
     with pytest.raises(ModelLoadError, match=message) as caught:
         Tokenizer.load(folder, **settings)
     assert "\n" not in caught.value.message
+
+
+# ---------------------------------------------------------------- texts and ids in turns
+
+
+def test_mixed_parts(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    hello, world = (tokenizer.encode(text, False) for text in ("hello", " world"))
+    for parts, ids in (
+        (("hello",), [0, *hello]),
+        (("hello", 7, " world"), [0, *hello, 7, *world]),
+        ((7, "hello"), [7, *hello]),
+        ((7, 8), [7, 8]),
+        (("", 7), [0, 7]),
+        ((), []),
+    ):
+        assert tokenizer.encode_prompt(MixedPrompt(parts)) == ids
+
+
+def test_special_tokens_are_text_where_they_shall_be(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    text = "hello </s> there <tool é>"
+    assert 1 in tokenizer.encode(text)
+    ids = tokenizer.encode(text, False, markup=False)
+    assert 1 not in ids and tokenizer.decode(ids) == text
+    # Added tokens that are not special stay tokens, as in llama.cpp.
+    assert ids[-1] == tokenizer.encode("<tool é>", False)[0]
+    assert tokenizer.encode("hello", markup=False) == tokenizer.encode("hello")
+    assert 1 in tokenizer.encode(text)
+
+
+def test_pieces_are_the_bytes_of_the_tokens(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    pieces = tokenizer.pieces(["hello é", 1, "</s>", 10**6], add_special=True, markup=False)
+    assert pieces[0] == TokenPiece(0, b"<s>")
+    assert pieces[-1] == TokenPiece(10**6, b"")
+    assert b"".join(piece.bytes for piece in pieces) == "<s>hello é</s></s>".encode()
+    plain = tokenizer.pieces(["</s>"], add_special=False, markup=True)
+    assert plain == [TokenPiece(1, b"</s>")]
+
+
+def test_a_python_tokenizer_takes_special_tokens_for_text(folder: Path) -> None:
+    class Slow:
+        """What of a tokenizer without a Rust backend is used here."""
+
+        def __init__(self, hf: Any) -> None:
+            self._fast = hf
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("backend_tokenizer", "byte_decoder"):
+                raise AttributeError(name)
+            return getattr(self._fast, name)
+
+        def __len__(self) -> int:
+            return len(self._fast)
+
+    fast = Tokenizer.load(folder)
+    slow = Tokenizer(Slow(AutoTokenizer.from_pretrained(folder)))
+    for markup in (True, False):
+        text = "hello </s>"
+        assert slow.encode(text, markup=markup) == fast.encode(text, markup=markup)
+
+
+# ---------------------------------------------------------------- options that are text
+
+
+def test_a_texts_bias_is_that_of_its_tokens(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    ids = tokenizer.encode(" world", False)
+    options = TextOptions(logit_bias=((" world", 1.5), ("</s>", -math.inf)))
+    biases = tokenizer.resolve(options)["logit_bias"]
+    assert biases[: len(ids)] == tuple((i, 1.5) for i in ids)
+    # A special token that is written out is text.
+    assert 1 not in {i for i, _ in biases}
+
+
+@pytest.mark.parametrize(("penalize", "free"), [(None, False), (True, False), (False, True)])
+def test_newlines_can_go_unpenalized(folder: Path, penalize: bool | None, free: bool) -> None:
+    tokenizer = Tokenizer.load(folder)
+    newline = tokenizer.encode("\n", False)
+    assert tokenizer.newline_ids == tuple(newline)
+    resolved = tokenizer.resolve(TextOptions(penalize_nl=penalize))
+    assert resolved["unpenalized"] == (tuple(newline) if free else ())
+    assert (resolved["logit_bias"], resolved["dry_breakers"]) == ((), ())
+
+
+def test_breakers_are_every_way_in_which_tokens_hold_a_text() -> None:
+    table = [b"a", b":", b"x:\n", b"y:", b"\n", b":\nz", b"b:\nc", b"", b"\n:"]
+
+    def spell(text: bytes) -> list[int]:
+        return [table.index(text[i : i + 1]) for i in range(len(text))]
+
+    # Within 2, 5 and 6; begun by 1, 3 and 8 and ended by 4.
+    found = find_breakers(table, spell, ":\n")
+    assert sorted(found) == [(1, 4), (2,), (3, 4), (5,), (6,), (8, 4)]
+    assert find_breakers(table, spell, "a") == ((0,),)
+    assert find_breakers(table, spell, "") == ()
+    # A token that ends with several beginnings of the text is one way for each.
+    letters = [b"a", b"aa", b"b"]
+    assert sorted(find_breakers(letters, lambda t: [2 if t == b"b" else 0] * len(t), "aab")) == [
+        (0, 0, 0), (1, 0, 0), (1, 2),
+    ]  # fmt: skip
+
+
+def test_breakers_spell_the_text_in_any_split(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    for text in ("hello", "\n", ": é"):
+        sequences = tokenizer.breakers(text)
+        assert sequences and tokenizer.breakers(text) is sequences
+        for sequence in sequences:
+            assert text.encode() in b"".join(map(tokenizer.token_bytes, sequence))
+        ids = tuple(tokenizer.encode_within(text))
+        assert any(ids[: len(s)] == s or s == ids for s in sequences)
+    long = tokenizer.breakers("\n" * 200)
+    assert max(map(len, long)) <= 1 + 20
+    both = tokenizer.resolve(TextOptions(dry_breakers=("\n", ":", "\n")))["dry_breakers"]
+    assert both == tokenizer.breakers("\n") + tokenizer.breakers(":")
+
+
+# ---------------------------------------------------------------- llama.cpp's names of templates
+
+
+@pytest.mark.parametrize(
+    ("name", "rendered"),
+    [
+        ("chatml", "<s><|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"),
+        ("llama2", "<s>[INST] hello [/INST]"),
+        ("gigachat", "<s>user<|role_sep|>hello<|message_sep|>available functions<|role_sep|>[]"
+         "<|message_sep|>assistant<|role_sep|>"),
+    ],
+)  # fmt: skip
+def test_a_name_stands_for_a_template(folder: Path, name: str, rendered: str) -> None:
+    tokenizer = Tokenizer.load(with_template(folder, TEMPLATE), chat_template=name)
+    assert tokenizer.render(ChatPrompt(HELLO)) == rendered
+    assert tokenizer.encode_prompt(ChatPrompt(HELLO))[:2].count(0) == 1
+
+
+def test_no_start_token_where_the_tokenizer_puts_none(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    tokenizer = Tokenizer.load(folder, chat_template="llama2")
+    assert tokenizer.render(ChatPrompt(HELLO)) == "[INST] hello [/INST]"

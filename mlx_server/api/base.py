@@ -14,13 +14,29 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from mlx_server.core import GenerationRequest, ModelCard
+from mlx_server.config import Config
+from mlx_server.core import ChatPrompt, GenerationRequest, ModelCard, Prompt
 from mlx_server.deltas import Delta, Heartbeat, Lull
-from mlx_server.errors import RequestError, ServerError
+from mlx_server.errors import MethodNotAllowed, RequestError, ServerError
+from mlx_server.sampling_params import SamplingParams
+from mlx_server.services import (
+    AdapterInfo,
+    EmbeddingRequest,
+    Embeddings,
+    ModelProps,
+    RerankRequest,
+    Runtime,
+    Scores,
+    Served,
+    SlotFile,
+    SlotInfo,
+    SystemPrompt,
+    TokenPiece,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +50,15 @@ to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Generation(Protocol):
-    """A running request: iterate for its deltas, `cancel()` from any thread."""
+    """A running request: iterate for its deltas, `cancel()` from any thread.
+
+    Attributes:
+        params: How its tokens are chosen, everything resolved; None until its model is loaded.
+        served: The model that answers; None until it is loaded.
+    """
+
+    params: SamplingParams | None
+    served: Served | None
 
     def __iter__(self) -> Iterator[Delta]: ...
 
@@ -75,6 +99,90 @@ class Pool(Protocol):
         """Raises Unavailable while the model is loading, ModelLoadError if that failed."""
         ...
 
+    @property
+    def config(self) -> Config: ...
+
+    # ---- text, of the model that `model` names, which must be in memory
+
+    def encode(self, model: str | None, prompt: Prompt) -> list[int]:
+        """The prompt's token ids, as a request would have them."""
+        ...
+
+    def pieces(
+        self, model: str | None, parts: Sequence[str | int], *, add_special: bool, markup: bool
+    ) -> list[TokenPiece]:
+        """Texts and token ids as tokens.
+
+        Args:
+            add_special: Put the tokenizer's own special tokens around them.
+            markup: Take special tokens in the texts for such, not for text.
+        """
+        ...
+
+    def decode(self, model: str | None, token_ids: Sequence[int]) -> str: ...
+
+    def render(self, model: str | None, prompt: ChatPrompt) -> str:
+        """The conversation as the chat template writes it."""
+        ...
+
+    # ---- embeddings
+
+    def embed(self, request: EmbeddingRequest, cancelled: Callable[[], bool]) -> Embeddings:
+        """Raises NotSupported where the model has none."""
+        ...
+
+    def rerank(self, request: RerankRequest, cancelled: Callable[[], bool]) -> Scores:
+        """Raises NotSupported with a model that cannot."""
+        ...
+
+    # ---- the running server
+
+    def props(self) -> ModelProps: ...
+
+    @property
+    def system_prompt(self) -> SystemPrompt:
+        """What every /completion prompt begins with."""
+        ...
+
+    @system_prompt.setter
+    def system_prompt(self, value: SystemPrompt) -> None: ...
+
+    def slots(self) -> list[SlotInfo]: ...
+
+    def save_slot(self, slot: int, filename: str) -> SlotFile:
+        """Write the slot's prefix below --slot-save-path. Raises RequestError, NotSupported."""
+        ...
+
+    def restore_slot(self, slot: int, filename: str) -> SlotFile:
+        """Raises RequestError: there is no such file, or it is another model's."""
+        ...
+
+    def erase_slot(self, slot: int) -> SlotFile: ...
+
+    def adapters(self) -> list[AdapterInfo]: ...
+
+    def set_adapter_scales(self, scales: Mapping[int, float]) -> None:
+        """For requests that come from now on; adapters that are not named get 0.
+
+        Raises:
+            RequestError: There is no such adapter.
+        """
+        ...
+
+    def metrics(self) -> bytes:
+        """In Prometheus' text format."""
+        ...
+
+    def runtime(self) -> Runtime: ...
+
+    def reset(self) -> None:
+        """Begin with the figures of `runtime()` anew."""
+        ...
+
+    def trace(self) -> list[Json]:
+        """Chrome trace events. Raises NotSupported without --enable-tracing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
@@ -106,7 +214,8 @@ class HttpRequest:
         except RecursionError:
             raise RequestError("The body is nested too deeply.") from None
         except ValueError as error:
-            raise RequestError(f"The body is not valid JSON: {error}") from None
+            reason = "a number has too many digits" if "set_int_max" in str(error) else error
+            raise RequestError(f"The body is not valid JSON: {reason}.") from None
         if not isinstance(value, dict):
             raise RequestError("The body must be a JSON object.")
         return value
@@ -137,17 +246,49 @@ class StreamReply:
     source: Listenable | None = None
 
 
-Reply = JsonReply | StreamReply
+@dataclass(frozen=True, slots=True)
+class RawReply:
+    """A body that is no JSON: a page, a script, metrics."""
+
+    body: bytes
+    content_type: str
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Reply = JsonReply | StreamReply | RawReply
 Endpoint = Callable[[HttpRequest, Pool], Reply]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`path` may hold `{name}` (one segment) or `{name:path}` (the rest of the path)."""
+    """
+    Args:
+        path: May hold `{name}` (one segment) or `{name:path}` (the rest of the path).
+        summary: What it does, for /docs; routes without one are not listed there.
+        body: The pydantic model of its JSON body.
+        query: The parameters that its query may have.
+    """
 
     method: str
     path: str
     endpoint: Endpoint
+    summary: str = ""
+    body: Any = None
+    query: tuple[str, ...] = ()
+
+
+def also_get(endpoint: Endpoint) -> Endpoint:
+    """For GET on a route that takes a body: the older servers' documents list it so."""
+
+    def answer(http: HttpRequest, pool: Pool) -> Reply:
+        if not http.body.strip():
+            raise MethodNotAllowed(
+                f"{http.path} takes a JSON body; send it with POST.", allow=("POST", "OPTIONS")
+            )
+        return endpoint(http, pool)
+
+    return answer
 
 
 class Formatter(ABC):

@@ -23,7 +23,13 @@ What holds for every cache:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import mlx.core as mx
+
+Exported = tuple[dict[str, mx.array], dict[str, str]]
+"""A seat's state as arrays by name, and what says how to read them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +95,25 @@ class Cache(ABC):
     @abstractmethod
     def held(self, seat: Seat) -> int:
         """Bytes that the seat holds."""
+
+    @abstractmethod
+    def export(self, seat: Seat, length: int) -> Exported:
+        """A copy of the state of a seat's first `length` tokens, which `reusable` allows.
+
+        Raises:
+            ValueError: It has a part that cannot be written down.
+        """
+
+    @abstractmethod
+    def adopt(
+        self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], length: int
+    ) -> Seat:
+        """A seat with exported state, as `keep` leaves it: it goes on as the exported one
+        does. The arrays are evaluated and are the cache's from here on.
+
+        Raises:
+            ValueError: They are another cache's; the message says what differs.
+        """
 
     def reusable(self, seat: Seat, length: int) -> int:
         """The most tokens, `length` at most, that another sequence may go on from."""

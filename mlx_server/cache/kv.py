@@ -28,11 +28,12 @@ contract in `base.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from mlx_server.cache.base import Cache, Seat
+from mlx_server.cache.base import Cache, Exported, Seat
 from mlx_server.cache.storage import Plain, Quantization, Quantized, Storage
 
 SMALLEST = 256
@@ -173,6 +174,44 @@ class KVCache(Cache):
     def close(self, seat: Seat) -> None:
         assert isinstance(seat, KVSeat)
         self._leave(seat)
+
+    def export(self, seat: Seat, length: int) -> Exported:
+        """Arrays [1, kv_heads, length, width] under "layer.part"."""
+        assert isinstance(seat, KVSeat)
+        own = slice(seat.slot, seat.slot + 1)
+        arrays = {
+            f"{i}.{j}": mx.contiguous(array[own, :, :length])
+            for i, layer in enumerate(seat.slab.layers)
+            for j, array in enumerate(layer)
+        }
+        # Evaluated before the next write, as in `_state`.
+        mx.async_eval(list(arrays.values()))
+        return arrays, _layout(seat.slab.storage)
+
+    def adopt(
+        self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], length: int
+    ) -> KVSeat:
+        storage = self._storage(length)
+        layout = _layout(storage)
+        if dict(metadata) != layout:
+            found = metadata.get("storage") or "by another cache"
+            raise ValueError(f"keys and values are stored {layout['storage']} here, there {found}")
+        columns = -(-length // COPY_STEP) * COPY_STEP
+        room = [(0, 0), (0, 0), (0, columns - length), (0, 0)]
+        layers: Layers = []
+        for i in range(self.num_layers):
+            layers.append([])
+            for j, (width, dtype) in enumerate(storage.widths):
+                array, shape = arrays.get(f"{i}.{j}"), (1, self.num_kv_heads, length, width)
+                if array is None or array.shape != shape or array.dtype != dtype:
+                    raise ValueError(f"there are no {dtype} keys or values {shape} of layer {i}")
+                layers[-1].append(mx.pad(array, room))
+        mx.async_eval(layers)
+        slab = self._new_slab(storage, columns, 1, layers)
+        slab.kept = True
+        seat = KVSeat(length, slab=slab, slot=0)
+        self._sit(seat, slab, 0)
+        return seat
 
     def reusable(self, seat: Seat, length: int) -> int:
         assert isinstance(seat, KVSeat)
@@ -317,6 +356,11 @@ class KVCache(Cache):
         for layer, entries in zip(seat.slab.layers, state, strict=True):
             for array, entry in zip(layer, entries, strict=True):
                 array[own, :, :length] = entry[:, :, :length]
+
+
+def _layout(storage: Storage) -> dict[str, str]:
+    """What has to agree where exported state is to go on."""
+    return {"cache": "slabs", "storage": str(storage)}
 
 
 def _copied(length: int, slab: Slab) -> int:

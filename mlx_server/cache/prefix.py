@@ -96,7 +96,8 @@ class PrefixCache:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Prefix]:
-        return iter(self._entries)
+        # A copy: other threads look while entries come and go.
+        return iter(list(self._entries))
 
     def find(self, tokens: np.ndarray, adapters: Adapters) -> Match | None:
         """The entry that spares most of the work on `tokens`, and of several the last used.
@@ -104,19 +105,36 @@ class PrefixCache:
         Args:
             tokens: int32 [n]; the last one is always computed.
         """
+        return self._best(tokens, adapters, len(tokens) - 1)
+
+    def holding(self, tokens: np.ndarray, adapters: Adapters) -> Match | None:
+        """The entry that holds the state of the most of `tokens`, from the first on; None if
+        nothing is known of them."""
+        match = self._best(tokens, adapters, len(tokens))
+        return match if match is not None and match.length else None
+
+    def drop_along(self, tokens: np.ndarray, adapters: Adapters) -> None:
+        """Drop every entry that holds nothing but the beginning of `tokens`."""
+        for entry in list(self._entries):
+            if entry.adapters == adapters and common_prefix(entry.tokens, tokens) == len(
+                entry.tokens
+            ):
+                self.drop(entry)
+
+    def _best(self, tokens: np.ndarray, adapters: Adapters, wanted: int) -> Match | None:
         best, length, most_common = None, -1, 0
         for entry in reversed(self._entries):
             need = max(length, 0)
             # Whoever differs where the best one ends is no better.
             if (
                 entry.adapters != adapters
-                or len(entry.tokens) <= need
+                or need >= min(len(entry.tokens), len(tokens))
                 or entry.tokens[need] != tokens[need]
             ):
                 continue
             common = common_prefix(entry.tokens, tokens)
             most_common = max(most_common, common)
-            usable = self.cache.reusable(entry.seat, min(common, len(tokens) - 1))
+            usable = self.cache.reusable(entry.seat, min(common, wanted))
             if usable > length:
                 best, length = entry, usable
         return None if best is None else Match(best, length, most_common)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_server.cache.attention import attention, bias
+from mlx_server.config import Config
+from mlx_server.errors import ModelLoadError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,48 @@ class Quantization:
     bits: int
     group_size: int = 64
     start: int = 0
+
+
+CACHE_TYPES = {"f32": None, "f16": None, "bf16": None, "q8_0": 8, "q4_0": 4}
+"""llama.cpp's types of stored keys and values → bits; None stores them as they are computed."""
+
+
+def quantization_of(config: Config) -> Quantization | None:
+    """What --kv-bits and llama.cpp's --cache-type-k and --cache-type-v ask for.
+
+    One of the two types holds for both. Blocks are MLX's, `--kv-group-size` numbers with a
+    scale and a bias, not llama.cpp's 32 with a scale.
+
+    Raises:
+        ModelLoadError: A type that there is not here, or settings that contradict each other.
+    """
+    given = {
+        flag: value
+        for flag, value in (
+            ("--cache-type-k", config.cache_type_k),
+            ("--cache-type-v", config.cache_type_v),
+        )
+        if value is not None
+    }
+    for flag, name in given.items():
+        if name.lower() not in CACHE_TYPES:
+            raise ModelLoadError(
+                f"{flag} {name} is not known here; keys and values can be stored as they are "
+                "computed (f32, f16, bf16), in 8 bits (q8_0) or in 4 (q4_0)."
+            )
+    bits = {flag: CACHE_TYPES[name.lower()] for flag, name in given.items()}
+    if len(set(bits.values())) > 1:
+        raise ModelLoadError(
+            "--cache-type-k and --cache-type-v must agree: keys and values are stored alike, not "
+            f"{given['--cache-type-k']} and {given['--cache-type-v']}."
+        )
+    chosen = next(iter(bits.values()), config.kv_bits)
+    if config.kv_bits is not None and chosen != config.kv_bits:
+        flag, name = next(iter(given.items()))
+        raise ModelLoadError(f"{flag} {name} contradicts --kv-bits {config.kv_bits}; give one.")
+    if chosen is None:
+        return None
+    return Quantization(chosen, config.kv_group_size, config.quantized_kv_start)
 
 
 class Storage(ABC):
@@ -79,6 +123,9 @@ class Plain(Storage):
         self.widths = [(head_dim, dtype)] * 2
         self._composed = mx.default_device() == mx.cpu and dtype == mx.float32
 
+    def __str__(self) -> str:
+        return f"as {self.widths[0][1]}"
+
     def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
         return keys, values
 
@@ -113,6 +160,9 @@ class Quantized(Storage):
         self.bits, self.group_size = bits, group_size
         packed = (head_dim * bits // 32, mx.uint32)
         self.widths = [packed, (head_dim // group_size, dtype), (head_dim // group_size, dtype)] * 2
+
+    def __str__(self) -> str:
+        return f"in {self.bits} bits, groups of {self.group_size}, scales as {self.widths[1][1]}"
 
     def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
         return (

@@ -21,15 +21,15 @@ decoding and once when it ends; nothing of it waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_server.cache import zoo_state
-from mlx_server.cache.base import Cache, Seat
+from mlx_server.cache import zoo_export, zoo_state
+from mlx_server.cache.base import Cache, Exported, Seat
 from mlx_server.cache.storage import Quantization
 from mlx_server.cache.zoo_quantized import quantised
 from mlx_server.errors import ServerError
@@ -187,6 +187,41 @@ class ZooCache(Cache):
         if seat.group is not None:
             self._promised -= seat.nbytes
             seat.group.release(seat)
+
+    def export(self, seat: Seat, length: int) -> Exported:
+        """Every array that mlx-lm's caches hold, under "layer.attribute"."""
+        group = _group(seat)
+        arrays, leaves = zoo_export.pack(group.copied(seat, length, 0))
+        return arrays, {"leaves": leaves, **self._layout(quantized=group.quantized)}
+
+    def adopt(
+        self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], length: int
+    ) -> ZooSeat:
+        plain = self._layout(quantized=False)["storage"]
+        # At `start` itself a seat is quantised when it is reserved for more.
+        quantized = length >= self._start
+        if length == self._start and metadata.get("storage") == plain:
+            quantized = False
+        layout = self._layout(quantized=quantized)
+        if {key: metadata.get(key) for key in layout} != layout:
+            found = metadata.get("storage") or "by another cache"
+            raise ValueError(f"keys and values are stored {layout['storage']} here, there {found}")
+        caches = self._make_caches()
+        if quantized:
+            caches = quantised(caches, self._quantization)
+        zoo_export.unpack(caches, arrays, metadata.get("leaves", ""))
+        seat = ZooSeat(length, nbytes=zoo_state.nbytes(caches))
+        self._promised += seat.nbytes
+        self._house(seat, caches, quantized=quantized)
+        return seat
+
+    def _layout(self, *, quantized: bool) -> dict[str, str]:
+        storage = "as they are computed"
+        if quantized:
+            storage = (
+                f"in {self._quantization.bits} bits, groups of {self._quantization.group_size}"
+            )
+        return {"cache": "mlx-lm", "storage": storage}
 
     def reusable(self, seat: Seat, length: int) -> int:
         group, length = _group(seat), min(length, seat.length)

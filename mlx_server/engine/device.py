@@ -8,6 +8,8 @@ import sys
 
 import mlx.core as mx
 
+from mlx_server.errors import ModelLoadError
+
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005
@@ -21,6 +23,30 @@ MEMORY_SHARE = 0.7
 SPARE_SHARE = 1 / 64
 """Share of the memory that freed buffers may keep for new arrays. MLX sets no bound: slabs
 and prompt chunks of ever other sizes would pile up."""
+
+
+def choose(description: str | None) -> None:
+    """Compute on a device of the user's choice from now on.
+
+    Args:
+        description: "metal", "cuda", "gpu" or "cpu", with an id behind a colon or without;
+            "auto" and None leave MLX's own choice.
+
+    Raises:
+        ModelLoadError: There is no such device here.
+    """
+    kind, _, number = (description or "auto").partition(":")
+    if kind == "auto":
+        return
+    there = {"cpu": True, "metal": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
+    there["gpu"] = there["metal"] or there["cuda"]
+    if not there.get(kind):
+        known = ", ".join(name for name, found in there.items() if found)
+        raise ModelLoadError(f"--device {description}: there is none here (there is: {known}).")
+    device, index = mx.cpu if kind == "cpu" else mx.gpu, int(number or 0)
+    if index >= (count := mx.device_count(device)):
+        raise ModelLoadError(f"--device {description}: ids of that kind are below {count} here.")
+    mx.set_default_device(mx.Device(device, index))
 
 
 def prepare() -> None:

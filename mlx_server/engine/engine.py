@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from itertools import count
@@ -11,12 +12,23 @@ import numpy as np
 
 from mlx_server.cache.prefix import PrefixCache
 from mlx_server.core import FinishReason
-from mlx_server.engine.limits import Counters, Limits, bound, most_tokens, no_room
+from mlx_server.engine.limits import Limits, bound, most_tokens, no_room
+from mlx_server.engine.recorder import Counters, Recorder
+from mlx_server.engine.reports import figures, report
 from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
 from mlx_server.engine.sequence import Sequence, Status
+from mlx_server.engine.slots import Slots
+from mlx_server.engine.trace import Trace
 from mlx_server.errors import RequestError, ServerError
-from mlx_server.exchange import EngineRequest, GuideError, StepOutput, TokenOutput
+from mlx_server.exchange import (
+    Candidates,
+    EngineRequest,
+    GuideError,
+    SlotState,
+    StepOutput,
+    TokenOutput,
+)
 from mlx_server.models.base import ServedModel
 
 log = logging.getLogger(__name__)
@@ -33,18 +45,23 @@ class Engine:
 
     Attributes:
         max_tokens: The longest sequence that context and memory budget allow.
+        trace: What happened lately; None: it is not written down.
 
     `step()` is pipelined: the next forward pass is built, and on a GPU on its way, before
     the tokens of the one before are read, so the device never waits for the host. A row
     that turns out to have ended is in one pass too many; that pass's token is dropped.
-    Where a row has a guide, the next pass runs while the last tokens are read and what may
-    follow them is found out; only then are its own tokens chosen.
+    Where a row's token hangs on all before it (a guide, a sampler with a memory), the next
+    pass runs while the last tokens are read and what may follow them is found out; only then
+    are its own tokens chosen.
     """
 
     def __init__(self, model: ServedModel, limits: Limits) -> None:
         self.model = model
-        if limits.max_kv_bytes is not None:
-            model.cache.max_bytes = limits.max_kv_bytes
+        kv_bytes = limits.kv_bytes(model)
+        if kv_bytes is not None:
+            model.cache.max_bytes = kv_bytes
+        self.trace = Trace() if limits.trace else None
+        self.recorder = Recorder(self.trace)
         self.prefixes = PrefixCache(
             model.cache, bound(limits.prompt_cache_bytes), bound(limits.prompt_cache_size)
         )
@@ -53,10 +70,13 @@ class Engine:
             self.prefixes,
             max_batch_size=limits.max_batch_size,
             prefill_chunk_size=limits.prefill_chunk_size,
+            prompt_concurrency=limits.prompt_concurrency,
+            cont_batching=limits.cont_batching,
+            slot_similarity=limits.slot_similarity,
+            observe=self.recorder.moved,
         )
         self.runner = Runner(model)
-        self.max_tokens = most_tokens(model)
-        self.counters = Counters()
+        self.max_tokens = most_tokens(model, limits.longest(model.context_length))
         self._flight: Flight | None = None
         self._requests: dict[str, list[Sequence]] = {}
         self._arrivals = count()
@@ -64,27 +84,40 @@ class Engine:
     # ------------------------------------------------------------ commands
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request. What the memory budget cannot hold of its `max_tokens` is cut.
+        """Queue a request. What neither context nor memory can hold of its `max_tokens` is cut,
+        unless its oldest tokens make room (`n_keep`).
 
         Raises:
-            RequestError: Not even its prompt and one token fit the budget.
+            RequestError: Not even its prompt and one token fit, or there is no such slot.
         """
-        if len(request.token_ids) + min(1, request.params.max_tokens) > self.max_tokens:
-            raise RequestError(no_room(len(request.token_ids), self.max_tokens))
-        room = self.max_tokens - len(request.token_ids)
-        if request.params.max_tokens > room:
-            request = replace(request, params=replace(request.params, max_tokens=room))
+        params, size = request.params, len(request.token_ids)
+        if size + min(1, params.max_tokens) > self.max_tokens:
+            raise RequestError(no_room(size, self.max_tokens))
+        if request.slot is not None and not 0 <= request.slot < len(self.slots):
+            raise RequestError(
+                f"There is no slot {request.slot}; this server has {len(self.slots)}, from 0 on.",
+                param="id_slot",
+            )
+        context = None if params.n_keep is None else self.max_tokens
+        if context is None:
+            params = replace(params, max_tokens=min(params.max_tokens, self.max_tokens - size))
+        if params.probs is not None and params.logprobs is None:
+            params = replace(params, logprobs=0)  # the token's own comes with them
+        request = replace(request, params=params)
         prompt = np.array(request.token_ids, dtype=np.int32)
-        sequences = [Sequence(request, i, next(self._arrivals), prompt) for i in range(request.n)]
+        sequences = [
+            Sequence(request, i, next(self._arrivals), prompt, context) for i in range(request.n)
+        ]
         self._requests[request.id] = sequences
         for sequence in sequences:
+            self.recorder.added(sequence)
             self.scheduler.add(sequence)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Drop a request, or one of its sequences, at once; unknown ids are ignored."""
         for sequence in list(self._requests.get(request_id, ())):
             if index is None or sequence.index == index:
-                self._finish(sequence)
+                self._finish(sequence, "abort")
 
     def holds(self, request_id: str) -> bool:
         """Whether any of the request's sequences is still to end."""
@@ -93,6 +126,8 @@ class Engine:
     def drop_all(self) -> list[str]:
         """Give up every request and start afresh; returns their ids."""
         ids = list(self._requests)
+        for sequence in self.scheduler:
+            self.recorder.finished(sequence, "error")
         self.scheduler.clear()
         self.prefixes.clear()
         self._requests.clear()
@@ -117,28 +152,35 @@ class Engine:
         return len(self.scheduler.waiting)
 
     @property
+    def counters(self) -> Counters:
+        return self.recorder.counters
+
+    @property
     def num_steps(self) -> int:
         return self.counters.steps
 
-    def stats(self) -> dict[str, int]:
-        """What it has done, and what it holds just now; from any thread."""
-        return asdict(self.counters) | {
-            "prompt_tokens_cached": self.scheduler.seating.num_cached_tokens,
-            "prefix_hits": self.scheduler.seating.num_hits,
-            "prefix_misses": self.scheduler.seating.num_misses,
-            "preemptions": self.scheduler.num_preemptions,
-            "running": self.num_running,
-            "waiting": self.num_waiting,
-            "prefix_entries": len(self.prefixes),
-            "prefix_bytes": self.prefixes.nbytes,
-            "prefix_evictions": self.prefixes.num_evicted,
-            "kv_bytes": self.model.cache.nbytes,
-        }
+    @property
+    def slots(self) -> Slots:
+        """Where sequences run, and who ran there last; on the engine thread."""
+        return self.scheduler.slots
+
+    def slot_states(self) -> list[SlotState]:
+        """What they hold just now; on the engine thread."""
+        return [slot.state() for slot in self.slots]
+
+    def stats(self) -> dict[str, float]:
+        """What it has done, and what it holds just now; from any thread.
+
+        Bytes and tokens of keys and values count what running sequences hold and what is
+        kept for others; a budget of 0 is none.
+        """
+        return asdict(self.counters) | figures(self.scheduler)
 
     # ------------------------------------------------------------ one step
 
     def step(self) -> Outputs:
         """Schedule → run → postprocess."""
+        began = time.monotonic()
         self.launch()
         previous, self._flight = self._flight, None
         rows: list[Scheduled] = []
@@ -146,11 +188,10 @@ class Engine:
         try:
             rows = self.scheduler.schedule()
             if rows:
-                starts = [row.sequence.num_computed for row in rows]
                 self._flight = self.runner.build(rows, previous)
                 if self.runner.overlaps:
                     self.runner.launch(self._flight)
-                self._count(rows, starts)
+                self.recorder.built(self._flight, rows, began)
                 self._leave_checkpoints(rows)
         except Exception as error:
             failed = error
@@ -172,14 +213,6 @@ class Engine:
             except Exception as error:
                 self._flight.error = error
 
-    def _count(self, rows: list[Scheduled], starts: list[int]) -> None:
-        counters = self.counters
-        counters.steps += 1
-        for row, start in zip(rows, starts, strict=True):
-            prompt = row.sequence.num_prompt_tokens
-            counters.prompt_tokens_computed += max(0, min(row.end, prompt) - start)
-            counters.generated_tokens += row.samples
-
     def _leave_checkpoints(self, rows: list[Scheduled]) -> None:
         for row in rows:
             if row.end in row.sequence.checkpoints:
@@ -196,6 +229,7 @@ class Engine:
             outputs: Outputs = {}
             self._recover([row.sequence for row in flight.rows], error, outputs)
             return outputs
+        self.recorder.landed(flight)
         found: defaultdict[str, list[TokenOutput]] = defaultdict(list)
         given_up: Outputs = {}
         for result in landed:
@@ -217,31 +251,36 @@ class Engine:
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
         done = min(row.end, sequence.num_prompt_tokens)
         sequence.num_prompt_done = max(sequence.num_prompt_done, done)
-        request, token_id = sequence.request, result.token_id
-        reason: FinishReason | None = None
+        token_id, reason = result.token_id, None
         if token_id is not None:
             reason = sequence.append(token_id)
-        elif request.params.max_tokens == 0 and row.end == sequence.num_prompt_tokens:
+        elif sequence.request.params.max_tokens == 0 and row.end == sequence.num_prompt_tokens:
             reason = "length"
-        if reason is not None:
-            self._finish(sequence)
-        origin, sequence.origin = sequence.origin, None
-        return TokenOutput(
-            request_id=request.id,
-            index=sequence.index,
-            token_ids=() if token_id is None else (token_id,),
-            logprobs=() if result.candidates is None else (result.candidates,),
-            prompt_logprobs=result.prompt_logprobs,
-            prompt_tokens_done=sequence.num_prompt_done,
-            cached_tokens=sequence.num_cached_tokens,
-            finish_reason=reason,
-            origin=origin,
+        return self._told(
+            sequence,
+            () if token_id is None else (token_id,),
+            reason,
+            () if result.candidates is None else (result.candidates,),
+            result.prompt_logprobs,
         )
 
-    # ------------------------------------------------------------ guided rows
+    def _told(
+        self,
+        sequence: Sequence,
+        token_ids: tuple[int, ...],
+        reason: FinishReason | None,
+        logprobs: tuple[Candidates, ...] = (),
+        prompt_logprobs: tuple[Candidates, ...] = (),
+    ) -> TokenOutput:
+        """What is told of a sequence that got tokens, and ends if there is a reason."""
+        if reason is not None:
+            self._finish(sequence, reason)
+        return report(sequence, token_ids, reason, logprobs, prompt_logprobs)
+
+    # ------------------------------------------------------------ tokens that hang on the last
 
     def _choose(self, flight: Flight, outputs: Outputs) -> Exception | None:
-        """Choose the tokens of a pass with guided rows, now that the ones before are known.
+        """Choose the tokens of a pass that has to wait for those before, now that they are known.
         Returns what failed."""
         allowed: dict[Sequence, np.ndarray | None] = {}
         try:
@@ -276,24 +315,16 @@ class Engine:
         its next one is to be sampled.
         """
         guide, params = sequence.guide, sequence.request.params
-        # Log-probabilities come from sampling, so there it goes token by token.
-        if guide is None or params.logprobs is not None or params.prompt_logprobs is not None:
+        # Probabilities come from sampling, so there it goes token by token; whoever asks for
+        # those behind the samplers gets log-probabilities as well (`add`).
+        if guide is None or (params.logprobs, params.prompt_logprobs) != (None, None):
             return None
         token_ids, reason = sequence.extend(guide.forced())
         if not token_ids:
             return None
         self.counters.forced_tokens += len(token_ids)
         self.counters.generated_tokens += len(token_ids) - 1  # one was counted as sampled
-        if reason is not None:
-            self._finish(sequence)
-        return TokenOutput(
-            request_id=sequence.request.id,
-            index=sequence.index,
-            token_ids=tuple(token_ids),
-            prompt_tokens_done=sequence.num_prompt_done,
-            cached_tokens=sequence.num_cached_tokens,
-            finish_reason=reason,
-        )
+        return self._told(sequence, tuple(token_ids), reason)
 
     def _give_up(self, sequence: Sequence, error: GuideError) -> Outputs:
         """End a request whose guide failed; it is nobody else's matter."""
@@ -302,8 +333,9 @@ class Engine:
         self.abort(request_id)
         return {request_id: StepOutput(error=ServerError(str(error)))}
 
-    def _finish(self, sequence: Sequence, *, keep: bool = True) -> None:
-        self.scheduler.finish(sequence, keep=keep)
+    def _finish(self, sequence: Sequence, reason: FinishReason, *, keep: bool = True) -> None:
+        self.recorder.finished(sequence, reason)
+        self.scheduler.finish(sequence, reason, keep=keep)
         siblings = self._requests[sequence.request.id]
         siblings.remove(sequence)
         if not siblings:
@@ -340,7 +372,7 @@ class Engine:
         for sequence in self.scheduler:
             sequence.num_failures = 0  # they were the culprit's
         for sequence in list(self._requests.get(culprit.request.id, ())):
-            self._finish(sequence, keep=False)
+            self._finish(sequence, "error", keep=False)
         outputs[culprit.request.id] = StepOutput(
             error=ServerError(f"The model failed on this request: {error}")
         )

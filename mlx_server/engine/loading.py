@@ -19,6 +19,7 @@ from mlx_server.models import loader
 from mlx_server.models.base import ServedModel
 from mlx_server.models.lora import AdapterBank
 from mlx_server.models.model_config import context_length
+from mlx_server.models.overrides import RopeOverrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,15 @@ class EngineInfo:
     """What the other threads may know of a loaded model: no arrays.
 
     Attributes:
+        context_length: Tokens that fit a request; `trained_length`: what it was made for.
         kv_tokens: The longest sequence that `kv_bytes` hold.
         sampling: Defaults of its generation_config.json.
     """
 
     vocab_size: int
     context_length: int
+    trained_length: int
+    hidden_size: int
     num_parameters: int
     nbytes: int
     kv_bytes: int
@@ -48,16 +52,22 @@ def load_engine(
     limits: Limits,
     max_models: int,
     trust_remote_code: bool,
+    rope: RopeOverrides | None = None,
+    control: loader.Control | None = None,
 ) -> EngineInfo:
     """Load the model in `path` and put an engine for it into `engines`.
 
     Args:
         limits: Its memory budget, given or automatic, is shared by `max_models` models.
+        rope: Rotary positions other than the model's own.
+        control: Control vectors to add.
 
     Raises:
         ModelLoadError: One line that names the mend.
     """
-    loaded = loader.load(path, name=name, trust_remote_code=trust_remote_code)
+    loaded = loader.load(
+        path, name=name, trust_remote_code=trust_remote_code, rope=rope, control=control
+    )
     bank = AdapterBank(loaded.model)
     try:
         model = _served(loaded, bank, limits.quantization)
@@ -69,6 +79,11 @@ def load_engine(
         kv_bytes = device.kv_budget(loaded.nbytes + others)
     kv_bytes //= max_models
     engine = Engine(model, replace(limits, max_kv_bytes=kv_bytes))
+    if limits.longest(model.context_length) < 2:
+        raise ModelLoadError(
+            f"Cannot load {name}: a prompt and its reply have 2 tokens at least. Raise --ctx-size "
+            "or --max-total-seq-length, or lower --parallel, which divides the context."
+        )
     if engine.max_tokens < 2:
         raise ModelLoadError(
             f"Cannot load {name}: one sequence needs {model.cache.cost(2) / 2**20:.3g} MiB for "
@@ -77,14 +92,23 @@ def load_engine(
     engines[name] = engine
     return EngineInfo(
         vocab_size=model.vocab_size,
-        context_length=model.context_length,
+        context_length=limits.context_of(model.context_length),
+        trained_length=model.context_length,
+        hidden_size=_hidden_size(loaded.config),
         num_parameters=loaded.num_parameters,
         nbytes=loaded.nbytes,
-        kv_bytes=kv_bytes,
+        kv_bytes=int(model.cache.max_bytes),
         kv_tokens=engine.max_tokens,
         eos_token_ids=loaded.eos_token_ids,
         sampling=loaded.generation_config,
     )
+
+
+def _hidden_size(config: Mapping[str, Any]) -> int:
+    nested = config.get("text_config")
+    sources = (config, nested if isinstance(nested, Mapping) else {})
+    sizes = (source.get(key) for source in sources for key in ("hidden_size", "n_embd", "d_model"))
+    return next((size for size in sizes if type(size) is int), 0)
 
 
 def _served(

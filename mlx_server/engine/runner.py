@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,9 @@ from mlx_server.exchange import Candidates
 from mlx_server.models.base import Row, ServedModel
 from mlx_server.sampling.row import SamplingRow
 from mlx_server.sampling.sampler import Sampled, position_logprobs, sample
+
+Note = tuple[str, int, dict[str, Any]]
+"""What a pass does for a row: its name, the trace's thread, and what there is to say."""
 
 
 @dataclass(slots=True)
@@ -47,6 +51,9 @@ class Flight:
         logits: [M, V] of these, while their tokens are still to be chosen (`Runner.choose`).
         arrays: What is evaluated.
         error: What went wrong when it was launched.
+        began: When the step began that built it.
+        num_prompt_tokens, num_decode_tokens: What it computes.
+        notes: For the trace.
     """
 
     rows: list[Scheduled]
@@ -57,6 +64,10 @@ class Flight:
     arrays: list[mx.array]
     launched: bool = False
     error: Exception | None = None
+    began: float = 0.0
+    num_prompt_tokens: int = 0
+    num_decode_tokens: int = 0
+    notes: list[Note] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -105,19 +116,19 @@ class Runner:
         if not sampling:
             return flight
         flight.logits, last = _sampled_positions(rows, packed, logits, tokens)
-        if any(sequence.guide is not None for sequence in sampling):
+        if any(sequence.deferred for sequence in sampling):
             flight.arrays.append(flight.logits)
         else:
             self._draw(flight, [_sampling_row(s) for s in sampling], last)
         return flight
 
     def choose(self, flight: Flight, allowed: dict[Sequence, np.ndarray | None]) -> None:
-        """Build the sampling of a flight with guided rows, whose tokens hang on what the
-        flight before brought: that has landed.
+        """Build the sampling of a flight with rows whose tokens hang on what the flight before
+        brought (`Sequence.deferred`): that has landed.
 
         Args:
             allowed: For those of `flight.sampling` that still are to get a token, which
-                tokens it may be (`Guide.allowed`).
+                tokens it may be (`Guide.allowed`; None: all).
         """
         places = [i for i, s in enumerate(flight.sampling) if s in allowed]
         flight.sampling = [flight.sampling[i] for i in places]
@@ -147,7 +158,7 @@ class Runner:
         places = {s: i for i, s in enumerate(previous.sampling)} if previous else {}
         for row in rows:
             sequence, start = row.sequence, row.sequence.num_computed
-            ids = sequence.tokens.view[start : start + row.num_tokens]
+            ids = sequence.window.view[start : start + row.num_tokens]
             if len(ids) < row.num_tokens:
                 known.append(np.zeros(1, np.int32))
                 sources.append(places[sequence])
@@ -182,7 +193,7 @@ class Runner:
         found, at = {}, 0
         for row, share in zip(rows, packed, strict=True):
             sequence = row.sequence
-            if sequence.request.params.prompt_logprobs is not None:
+            if _tells_of_prompt(sequence):
                 span = logits[at : at + share.num_logits]
                 entry = _span_logprobs(sequence, starts[sequence], span)
                 if entry is not None:
@@ -199,13 +210,10 @@ class Runner:
             token_ids = dict(zip(flight.sampling, sampled.tokens.tolist(), strict=True))
             for sequence in flight.sampling:
                 sequence.num_pending -= 1
-        if sampled is not None and sampled.logprobs is not None:
-            rows = [flight.sampling[i] for i in sampled.logprob_rows]
-            found = _candidates(sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
-            for sequence, entry in zip(rows, found, strict=True):
-                candidates[sequence] = Candidates(
-                    entry.logprob, entry.top[: sequence.request.params.logprobs]
-                )
+            candidates = _sampled_candidates(flight.sampling, sampled)
+            if sampled.mu is not None:
+                for i, mu in zip(sampled.mirostat_rows, sampled.mu.tolist(), strict=True):
+                    flight.sampling[i].mu = mu
         return [
             Landed(
                 row,
@@ -253,22 +261,45 @@ def _sampled_positions(
 
 def _num_logits(row: Scheduled) -> int:
     sequence = row.sequence
-    in_prompt = sequence.num_computed < sequence.num_prompt_tokens
-    if sequence.request.params.prompt_logprobs is not None and in_prompt:
+    if _tells_of_prompt(sequence) and sequence.num_computed < sequence.num_prompt_tokens:
         return row.num_tokens
     return int(row.samples)
+
+
+def _tells_of_prompt(sequence: Sequence) -> bool:
+    """Whether log-probabilities of its prompt are wanted: all have been given before its window
+    is truncated."""
+    return sequence.request.params.prompt_logprobs is not None and not sequence.truncated
 
 
 def _sampling_row(sequence: Sequence, allowed: np.ndarray | None = None) -> SamplingRow:
     return SamplingRow(
         params=sequence.request.params,
         choice=sequence.index,
-        position=sequence.num_tokens,
+        position=sequence.position,
         token_ids=sequence.tokens.view,
         num_prompt_tokens=sequence.num_prompt_tokens,
         pending=sequence.num_pending > 0,
         allowed=allowed,
+        mu=sequence.mu,
     )
+
+
+def _sampled_candidates(sampling: list[Sequence], sampled: Sampled) -> dict[Sequence, Candidates]:
+    """Of those that asked for log-probabilities, or for probabilities."""
+    found: dict[Sequence, Candidates] = {}
+    if sampled.logprobs is not None:
+        entries = _candidates(sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+        for i, entry in zip(sampled.logprob_rows, entries, strict=True):
+            top = entry.top[: sampling[i].request.params.logprobs or 0]
+            found[sampling[i]] = Candidates(entry.logprob, top)
+    if sampled.probs is not None:
+        entries = _candidates(sampled.probs, sampled.top_prob_ids, sampled.top_probs)
+        for i, entry in zip(sampled.prob_rows, entries, strict=True):
+            top = entry.top[: sampling[i].request.params.probs]
+            logprobs = found.get(sampling[i], Candidates(None))
+            found[sampling[i]] = replace(logprobs, prob=entry.logprob, top_probs=top)
+    return found
 
 
 def _candidates(

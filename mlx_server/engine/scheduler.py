@@ -8,14 +8,16 @@ give the same steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from mlx_server.cache.base import Cache
 from mlx_server.cache.prefix import PrefixCache
+from mlx_server.core import FinishReason
 from mlx_server.engine.seating import Seating
 from mlx_server.engine.sequence import Sequence, Status
+from mlx_server.engine.slots import Slots
 
 QUIET = 4
 """Chunks' worth of prompt tokens in a step of a prompt that holds up nobody."""
@@ -47,8 +49,13 @@ class Scheduler:
         prefixes: What ended ones leave there for others.
         max_batch_size: Sequences that run at the same time.
         prefill_chunk_size: Prompt tokens per step beside decode rows, all prompts together.
+        prompt_concurrency: Prompts of a step; None: as many as the chunk has room for.
+        cont_batching: Sequences join while others run.
+        slot_similarity: See `Slots`.
+        observe: Is told of what is moved: "preempt" or "shift", and the sequence.
 
     Attributes:
+        slots: Where running sequences sit; as many as may run.
         suspects: Sequences that were in a step that failed: they run one at a
             time until each has shown that it was not the cause.
     """
@@ -60,23 +67,35 @@ class Scheduler:
         *,
         max_batch_size: int,
         prefill_chunk_size: int,
+        prompt_concurrency: int | None = None,
+        cont_batching: bool = True,
+        slot_similarity: float = 0.0,
+        observe: Callable[[str, Sequence], None] = lambda what, sequence: None,
     ) -> None:
         self.cache = cache
         self.seating = Seating(cache, prefixes)
         self.max_batch_size = max_batch_size
         self.prefill_chunk_size = prefill_chunk_size
+        self.prompt_concurrency = prompt_concurrency
+        self.cont_batching = cont_batching
+        self.slots = Slots(max_batch_size, slot_similarity)
+        self._observe = observe
+        # The last arrival of those that run together, where nobody joins them.
+        self._boarding = -1
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.suspects: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_shifts = 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Take the sequence off, wherever it is, and free its seat.
+    def finish(self, sequence: Sequence, reason: FinishReason, *, keep: bool = True) -> None:
+        """Take the sequence off, wherever it is, and free its seat and its slot.
 
         Args:
+            reason: Why it has ended.
             keep: Leave what it computed to the prefix cache.
         """
         if sequence.status is Status.RUNNING:
@@ -86,14 +105,20 @@ class Scheduler:
         if sequence in self.suspects:
             self.suspects.remove(sequence)
         self.seating.leave(sequence, keep=keep)
+        self.slots.leave(sequence, reason)
         sequence.status = Status.FINISHED
 
     def preempt(self, sequence: Sequence) -> None:
         """Give up its seat; its tokens are kept and computed again later."""
+        self.num_preemptions += 1
+        self._observe("preempt", sequence)
+        self._requeue(sequence)
+
+    def _requeue(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.seating.leave(sequence, keep=False)
+        self.slots.leave(sequence, None)
         sequence.status = Status.WAITING
-        self.num_preemptions += 1
         place = sum(other.arrival < sequence.arrival for other in self.waiting)
         self.waiting.insert(place, sequence)
 
@@ -101,6 +126,7 @@ class Scheduler:
         """Drop every sequence."""
         for sequence in self:
             self.seating.leave(sequence, keep=False)
+            self.slots.leave(sequence, "error")
             sequence.status = Status.FINISHED
         self.running.clear()
         self.waiting.clear()
@@ -124,6 +150,8 @@ class Scheduler:
         """The rows of the next step, each with room in its seat."""
         if self.suspects:
             return self._schedule_alone(self.suspects[0])
+        for sequence in [s for s in self.running if s.full]:
+            self._shift(sequence)
         self._admit()
         # The last token of a prompt whose other tokens are stored is a decode row as well.
         decoding = [s for s in self.running if s.num_to_compute == 1 and s.wants_step]
@@ -133,10 +161,13 @@ class Scheduler:
         return [row for row in rows if row.sequence.seat is not None]
 
     def _schedule_alone(self, sequence: Sequence) -> list[Scheduled]:
+        self._shift(sequence)
         if sequence.seat is None:
             if sequence.num_pending:
                 return []
-            while not self.seating.open(sequence, alone=not self.running):
+            while not self.slots.has_room(sequence) or not self.seating.open(
+                sequence, alone=not self.running
+            ):
                 self.preempt(max(self.running, key=lambda s: s.arrival))
             self._start(sequence)
         if not sequence.wants_step or not sequence.num_to_compute:
@@ -158,12 +189,35 @@ class Scheduler:
                 end = place
         return self.cache.chunk_end(start, end) - start
 
+    def _shift(self, sequence: Sequence) -> None:
+        """Make room in a full window, once all its tokens are known to the host."""
+        if not sequence.full or sequence.num_pending:
+            return
+        self.num_shifts += 1
+        self._observe("shift", sequence)
+        for other in self.waiting:  # what it waits for does not come any more
+            if other.follows is not None and other.follows[0] is sequence:
+                other.follows = None
+        others = [s for s in self.running if s is not sequence]
+        if sequence.seat is None:
+            sequence.shift()
+        elif not self.seating.shift(sequence, others):
+            self._requeue(sequence)
+
     def _admit(self) -> None:
-        """First come, first served; who waits for another's prefix holds up nobody."""
+        """First come, first served; who waits for another's prefix or for a certain slot holds
+        up nobody."""
+        if not self.running and self.waiting:
+            self._boarding = self.waiting[min(len(self.waiting), self.max_batch_size) - 1].arrival
         for sequence in list(self.waiting):
             # A preempted row waits until the host knows its last token.
             if len(self.running) >= self.max_batch_size or sequence.num_pending:
                 return
+            if not self.cont_batching and sequence.arrival > self._boarding:
+                return
+            if not self.slots.has_room(sequence):
+                continue
+            self._shift(sequence)
             seated = self.seating.place(sequence, self.running, self._expected(sequence))
             if seated:
                 self._start(sequence)
@@ -180,6 +234,8 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
+        awaited = {other.request.slot for other in self.waiting}
+        self.slots.take(sequence, awaited)
         sequence.status = Status.RUNNING
         self.running.append(sequence)
 
@@ -196,6 +252,10 @@ class Scheduler:
         alone = not decoding and len(self.running) == 1
         budget = self.prefill_chunk_size * (QUIET if alone else 1)
         oldest, others = prompts[0], sorted(prompts[1:], key=lambda s: s.num_to_compute)
+        if self.prompt_concurrency is not None:
+            # Not a prompt: what a guide leaves no choice about in a running reply.
+            new = [s for s in (oldest, *others) if s.num_computed < s.num_given]
+            others = [s for s in others if s not in new[self.prompt_concurrency :]]
         shares = {oldest: self._chunk(oldest, -(-budget // 2) if others else budget)}
         budget -= shares[oldest]
         for sequence in others:

@@ -53,7 +53,8 @@ class Seating:
     # ------------------------------------------------------------ room
 
     def room(self, sequence: Sequence) -> int:
-        return sequence.num_tokens + min(sequence.num_left, HEADROOM)
+        room = sequence.num_tokens + min(sequence.num_left, HEADROOM)
+        return room if sequence.context is None else min(room, sequence.context)
 
     def make_room(self, fits: Callable[[], bool]) -> bool:
         """Drop entries of the prefix cache until a row's seat can grow."""
@@ -102,12 +103,11 @@ class Seating:
         Returns:
             None if another sequence is about to compute more, False if there is no room.
         """
-        if sequence.request.params.prompt_logprobs is not None:
-            # Its prompt's logits are wanted, which nobody keeps.
+        if not _reuses(sequence):
             return self.open(sequence, expected, alone=not running)
         if self._is_following(sequence):
             return None
-        match = self.prefixes.find(sequence.tokens.view, sequence.request.adapters)
+        match = self.prefixes.find(sequence.window.view, sequence.request.adapters)
         source, length, coming = self._among(sequence, running)
         known = max(length, match.length if match else 0)
         if coming is not None and _worthwhile(sequence, coming[1] - known, coming[1]):
@@ -139,9 +139,9 @@ class Seating:
         """The running sequence to fork from, at which length, and who will have more (and
         how much) when its prompt is computed."""
         best, length, coming = None, 0, None
-        tokens, wanted = sequence.tokens.view, len(sequence.tokens) - 1
+        tokens, wanted = sequence.window.view, len(sequence.window) - 1
         for other in running:
-            ids = other.tokens.view
+            ids = other.window.view
             if other.request.adapters != sequence.request.adapters or ids[0] != tokens[0]:
                 continue
             common = min(common_prefix(ids, tokens), wanted)
@@ -151,6 +151,27 @@ class Seating:
             if other.num_computed < common and common > (coming[1] if coming else 0):
                 coming = other, common
         return best, length, coming
+
+    def shift(self, sequence: Sequence, others: Seq[Sequence]) -> bool | None:
+        """Make room in a full window, and seat the sequence behind what is known of the rest.
+        Its own beginning stays where it is if its state can go back there and nobody knows
+        much more.
+
+        Args:
+            others: Those that run beside it.
+
+        Returns:
+            As of `place`.
+        """
+        keep, match = sequence.shift(), None
+        if _reuses(sequence):
+            match = self.prefixes.find(sequence.window.view, sequence.request.adapters)
+        gain = match.length - keep if match is not None else 0
+        if gain < WORTHWHILE and 0 < keep == self.cache.reusable(sequence.seat, keep):
+            self.cache.truncate(sequence.seat, keep)
+            return True
+        self.leave(sequence, keep=False)
+        return self.place(sequence, others, 1)
 
     # ------------------------------------------------------------ from a known prefix
 
@@ -188,7 +209,7 @@ class Seating:
 
     def _note(self, sequence: Sequence, match: Match | None) -> None:
         """What was found, and where state is to be left that cannot be had by going back."""
-        found, size = sequence.num_computed, sequence.num_prompt_tokens
+        found, size = sequence.num_computed, sequence.num_given
         self.num_cached_tokens += min(found, size)
         self.num_hits += found > 0
         self.num_misses += found == 0
@@ -208,7 +229,7 @@ class Seating:
         if not self._can_open(length):
             return
         seat = self.cache.fork(sequence.seat, length, length)
-        tokens = sequence.tokens.view[:length].copy()
+        tokens = sequence.window.view[:length].copy()
         self.prefixes.store(tokens, sequence.request.adapters, seat, checkpoint=True)
 
     # ------------------------------------------------------------ leaving a seat
@@ -221,13 +242,19 @@ class Seating:
         seat, sequence.seat = sequence.seat, None
         if seat is None:
             return
-        length = min(seat.length, len(sequence.tokens))
+        length = min(seat.length, len(sequence.window))
         if not keep or not length or self.cache.reusable(seat, length) < length:
             self.cache.close(seat)
             return
         self.cache.truncate(seat, length)
-        tokens = sequence.tokens.view[:length].copy()
+        tokens = sequence.window.view[:length].copy()
         self.prefixes.store(tokens, sequence.request.adapters, seat)
+
+
+def _reuses(sequence: Sequence) -> bool:
+    """Whether it may go on from what is known; nobody keeps the logits of a prompt."""
+    request = sequence.request
+    return request.reuse and request.params.prompt_logprobs is None
 
 
 def _worthwhile(sequence: Sequence, gain: int, length: int) -> bool:
@@ -235,7 +262,7 @@ def _worthwhile(sequence: Sequence, gain: int, length: int) -> bool:
 
 
 def _origin(sequence: Sequence, found: int, match: Match | None) -> Origin:
-    tokens = sequence.tokens.view[: sequence.num_prompt_tokens]
+    tokens = sequence.window.view[: sequence.num_given]
     entry = match.prefix.tokens if match else tokens[:0]
     at = common_prefix(entry, tokens)
     if at == min(len(tokens), len(entry)):

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_server.cache.base import Seat
 from mlx_server.core import FinishReason
 from mlx_server.exchange import EngineRequest, Guide, Origin
+from mlx_server.sampling.row import needs_host
 
 
 class TokenBuffer:
@@ -58,10 +59,28 @@ class Sequence:
         num_pending             g2          sampled, still on the device
         seat.length ^^^^^^^^^^^^^^          stored, or being stored, in the KV cache
 
+    One that goes on in a full context (`n_keep`) lets its oldest tokens go. What the model
+    sees from then on, the window, is computed like a prompt:
+
+        tokens      p0 p1 p2 g0 g1 g2 g3 g4 g5 g6
+        window      p0          g1 g2 g3 g4 g5 g6     n_keep 1, context 8: full with g4
+                    ^^^^^^^^^^^^^^^^^^^^^^^           num_given
+
     Attributes:
-        tokens: Prompt and generated tokens known to the host.
+        tokens: Prompt and generated tokens known to the host: what limits, penalties and
+            random numbers go by.
+        window: Those of them that the model sees, and the cache is about; the same object
+            until the context is full for the first time.
+        num_given: Tokens of the window that are computed like a prompt's.
+        context: Tokens at which the window is full; None: it ends there.
+        truncated: The window has lost tokens.
         num_pending: Sampled tokens that the host has not read yet.
         seat: Its place in the KV cache while it runs.
+        slot, last_slot: Numbers of the slot it runs in, and of the last one it ran in.
+        mu: Mirostat's threshold behind the tokens known to the host; None at first.
+        deferred: Its tokens are chosen when all before are known to the host.
+        added_at, started_at: `time.monotonic()` when it came, and when its first step began.
+        announced: `started_at` has been reported.
         num_failures: Failed steps it was in.
         num_prompt_logprobs, num_prompt_done: Prompt tokens whose log-probabilities,
             or whose computation, have been reported.
@@ -77,7 +96,11 @@ class Sequence:
     index: int
     arrival: int
     prompt: InitVar[np.ndarray]
+    context: int | None = None
     tokens: TokenBuffer = field(init=False)
+    window: TokenBuffer = field(init=False)
+    num_given: int = field(init=False)
+    truncated: bool = False
     status: Status = Status.WAITING
     seat: Seat | None = None
     num_pending: int = 0
@@ -89,9 +112,18 @@ class Sequence:
     checkpoints: set[int] = field(default_factory=set)
     origin: Origin | None = None
     guide: Guide | None = field(init=False)
+    slot: int | None = None
+    last_slot: int | None = None
+    mu: float | None = None
+    deferred: bool = field(init=False)
+    added_at: float = 0.0
+    started_at: float | None = None
+    announced: bool = False
 
     def __post_init__(self, prompt: np.ndarray) -> None:
-        self.tokens = TokenBuffer(prompt)
+        self.tokens = self.window = TokenBuffer(prompt)
+        self.num_given = len(prompt)
+        self.deferred = self.request.guide is not None or needs_host(self.request.params)
         self.guide = self.request.guide() if self.request.guide is not None else None
 
     @property
@@ -100,7 +132,12 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that exist, on the host or only on the device."""
+        """Tokens of the window that exist, on the host or only on the device."""
+        return len(self.window) + self.num_pending
+
+    @property
+    def position(self) -> int:
+        """Tokens of prompt and reply that exist, on the host or only on the device."""
         return len(self.tokens) + self.num_pending
 
     @property
@@ -116,15 +153,40 @@ class Sequence:
         """Tokens it may still generate, those on the device not counted in."""
         limit = self.request.params.max_tokens
         assert limit is not None
-        return self.num_prompt_tokens + limit - self.num_tokens
+        return self.num_prompt_tokens + limit - self.position
+
+    @property
+    def full(self) -> bool:
+        """Whether its oldest tokens must make room before it can go on."""
+        return self.context is not None and self.num_tokens >= self.context and self.num_left > 0
 
     @property
     def wants_step(self) -> bool:
         """Whether a further step is of use, as far as the host knows."""
         if self.num_left > 0:
-            return True
+            return not self.full
         # Only the prompt is to be evaluated (max_tokens 0, with its log-probabilities).
-        return self.num_computed < self.num_prompt_tokens
+        return self.num_computed < self.num_given
+
+    def shift(self) -> int:
+        """Make room in a full window, whose tokens are all known to the host, as llama.cpp
+        does: the older half goes of what is behind the first `n_keep`.
+
+        Returns:
+            How many stayed at the beginning.
+        """
+        context, wanted = self.context, self.request.params.n_keep
+        if wanted < 0:
+            wanted = self.num_prompt_tokens
+        keep = max(0, min(wanted, context - 4))
+        discard = (context - keep) // 2
+        tokens = self.window.view
+        self.window = TokenBuffer(np.concatenate([tokens[:keep], tokens[keep + discard :]]))
+        self.num_given = len(self.window)
+        self.truncated = True
+        self.checkpoints.clear()
+        self.follows = None
+        return keep
 
     def append(self, token_id: int) -> FinishReason | None:
         """Add a token of its reply; returns why it ends with it, if it does.
@@ -134,6 +196,8 @@ class Sequence:
         """
         request = self.request
         self.tokens.append(token_id)
+        if self.window is not self.tokens:
+            self.window.append(token_id)
         if token_id in request.eos_token_ids and not request.params.ignore_eos:
             return "stop"
         if self.guide is not None:
@@ -145,9 +209,12 @@ class Sequence:
         return "length" if length >= request.params.max_tokens else None
 
     def extend(self, token_ids: Iterable[int]) -> tuple[list[int], FinishReason | None]:
-        """Add tokens as long as it goes on; returns those that it got, and why it ended."""
+        """Add tokens as long as it goes on and its window has room; returns those that it got,
+        and why it ended."""
         added: list[int] = []
         for token_id in tuple(token_ids):
+            if self.full:
+                break
             added.append(token_id)
             reason = self.append(token_id)
             if reason is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_server.engine import device
 from mlx_server.engine.engine import Engine
+from mlx_server.engine.trace import Trace
 from mlx_server.errors import ServerError, Unavailable
 from mlx_server.exchange import EngineRequest, StepOutput
 
@@ -84,6 +85,8 @@ class Worker:
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._engines: dict[str, Engine] = {}
         self._outboxes: dict[str, tuple[str, Outbox]] = {}
+        # They stay when their engines go.
+        self._traces: dict[str, Trace] = {}
         # Sequences without a place: known to the engines, and on their way to them.
         self._num_waiting = 0
         self._num_in_inbox = 0
@@ -103,7 +106,13 @@ class Worker:
 
     # ------------------------------------------------------------ from any thread
 
-    def stats(self) -> dict[str, int]:
+    def trace(self) -> list[dict[str, Any]]:
+        """What happened lately to the requests of every model, as Chrome trace events: a process
+        for each model; also when the worker has stopped. Where tracing is off there are none."""
+        traces = enumerate(list(self._traces.items()), 1)
+        return [event for i, (name, trace) in traces for event in trace.export(i, name)]
+
+    def stats(self) -> dict[str, float]:
         """What the engines count, summed over them, and what the device's memory holds."""
         total: Counter[str] = Counter()
         for engine in list(self._engines.values()):
@@ -244,7 +253,10 @@ class Worker:
         try:
             if name not in self._engines:
                 raise Unavailable("The model was unloaded; try again.", retry_after=1)
-            self._engines[name].add(request)
+            engine = self._engines[name]
+            if engine.trace is not None:
+                self._traces[name] = engine.trace
+            engine.add(request)
             self._outboxes[request.id] = (name, outbox)
         except ServerError as error:
             outbox.put(StepOutput(error=error))

@@ -1,7 +1,9 @@
-"""Adapter folders in mlx-lm's format: read, checked, and held as low-rank factors.
+"""Adapters in mlx-lm's format or llama.cpp's: read, checked, and held as low-rank factors.
 
     adapter_config.json     fine_tune_type, lora_parameters {rank, scale, …}
     adapters.safetensors    <module path>.lora_a, .lora_b and, for DoRA, .m
+
+A .gguf adapter (`gguf_adapter.py`) is brought into the same form.
 
 For a linear layer of weight W [O, D] the factors are A [D, R] and B [R, O]; for
 a mixture-of-experts layer [E, O, D] they are A [E, R, D] and B [E, O, R]; for an
@@ -120,7 +122,7 @@ def read_adapter(path: Path) -> AdapterFile:
         ModelLoadError: It is not a LoRA or DoRA adapter in mlx-lm's format.
     """
     if not path.is_dir():
-        raise ModelLoadError(f"there is no adapter folder {path}.")
+        raise ModelLoadError(f"there is no adapter folder or .gguf file {path}.")
     config_file, weights_file = path / "adapter_config.json", path / "adapters.safetensors"
     if not config_file.is_file():
         raise ModelLoadError(f"{path} holds no adapter_config.json; give an mlx-lm adapter folder.")

@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from mlx_server.cache.base import Cache, Seat
 from mlx_server.core import AdapterScale
+from mlx_server.errors import NotSupported
 
 
 @dataclass(slots=True)
@@ -71,3 +72,19 @@ class ServedModel(ABC):
             no logits depend on it (the keys and values of a prompt chunk).
             Both are lazy; the engine evaluates them with the step's tokens.
         """
+
+    def hidden(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
+        """The last layer's states behind the final norm, for embeddings; adds the tokens to
+        the rows' seats as `forward` does.
+
+        Args:
+            tokens: int32 [N], packed as for `forward`.
+            rows: As for `forward`; their `num_logits` has no meaning here.
+
+        Returns:
+            [N, hidden], lazy; whoever evaluates any of it completes the pass.
+
+        Raises:
+            NotSupported: The architecture does not show them.
+        """
+        raise NotSupported("This model's architecture gives no embeddings; load another model.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -206,11 +207,15 @@ class Decoder(nn.Module):
         )
         self.layers = [Layer(args, i, rope) for i in range(args.num_hidden_layers)]
         self.norm = Norm(args.hidden_size, eps=args.rms_norm_eps)
+        # Directions by layer (`control.py`). Not a dict: MLX takes those for parameters.
+        self.control: Mapping[int, mx.array] = MappingProxyType({})
 
     def __call__(self, tokens: mx.array, plan: StepPlan) -> mx.array:
         x = self.embed_tokens(tokens)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             x = layer(x, plan)
+            if i in self.control:
+                x = x + self.control[i]
         return x
 
 
@@ -237,6 +242,19 @@ class Model(nn.Module):
     @property
     def layers(self) -> list[Layer]:
         return self.model.layers
+
+    @property
+    def control(self) -> Mapping[int, mx.array]:
+        """What is added to what each layer gives, [hidden] by layer, from 0."""
+        return self.model.control
+
+    def set_control(self, directions: Mapping[int, mx.array]) -> None:
+        """Take control vectors, [hidden] by layer, in place of those there are."""
+        # In the type of the hidden state, which the sum would take on otherwise.
+        dtype = self.model.norm.weight.dtype
+        cast = {i: array.astype(dtype) for i, array in directions.items()}
+        mx.eval(cast)
+        self.model.control = MappingProxyType(cast)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Drop what old checkpoints carry and the model computes itself."""
@@ -287,16 +305,8 @@ class LlamaModel(ServedModel):
         self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
     def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:
-        seats = [row.seat for row in rows]
+        hidden = self._run(tokens, rows)
         counts = [row.num_tokens for row in rows]
-        spare = padding(len(tokens), self.tile)
-        plan = StepPlan(seats, counts, self.windows, spare)
-        if spare:
-            tokens = mx.pad(tokens, (0, spare))
-        self._select([(row.num_tokens, row.adapters) for row in rows], spare)
-        hidden = self.module(tokens, plan)
-        for row in rows:
-            row.seat.length += row.num_tokens
         wanted = _logit_positions(counts, [row.num_logits for row in rows])
         if not len(wanted):
             return mx.zeros((0, self.vocab_size), hidden.dtype), [hidden[-1:, :1]]
@@ -308,6 +318,22 @@ class LlamaModel(ServedModel):
             self._select([(row.num_logits, row.adapters) for row in rows], spare)
         logits = self.module.logits(hidden)
         return (logits if num_wanted == len(logits) else logits[:num_wanted]), []
+
+    def hidden(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
+        return self.module.model.norm(self._run(tokens, rows)[: len(tokens)])
+
+    def _run(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
+        """The layers: hidden states [N + spare, hidden] before the final norm."""
+        spare = padding(len(tokens), self.tile)
+        counts = [row.num_tokens for row in rows]
+        plan = StepPlan([row.seat for row in rows], counts, self.windows, spare)
+        if spare:
+            tokens = mx.pad(tokens, (0, spare))
+        self._select([(row.num_tokens, row.adapters) for row in rows], spare)
+        hidden = self.module(tokens, plan)
+        for row in rows:
+            row.seat.length += row.num_tokens
+        return hidden
 
     def _select(self, segments: Sequence[tuple[int, Pairs]], spare: int) -> None:
         """Say which adapters the next layers' rows have; the spare ones have none."""

@@ -1,17 +1,18 @@
-"""From a model folder to a module with its weights in memory.
+"""From a model folder, or a .gguf file, to a module with its weights in memory.
 
-mlx_lm.utils.load_model does the work (MLX quantisation of every kind, AWQ,
-GPTQ, sanitising); what is added here is our own modules, weight files under any
-name, and failures told in one line that names the mend.
+mlx_lm.utils.load_model does the work for a folder (MLX quantisation of every kind,
+AWQ, GPTQ, sanitising); what is added here is our own modules, weight files under any
+name, and failures told in one line that names the mend. `gguf_files.py` reads the
+other kind.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,19 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_server.errors import ModelLoadError
+from mlx_server.gguf import is_gguf
+from mlx_server.models.control import PathAndScale, load_control, refuse_control
+from mlx_server.models.gguf_files import GGUFModel, load_weights
+from mlx_server.models.gguf_files import inspect as inspect_gguf
+from mlx_server.models.load_errors import explain, short
 from mlx_server.models.model_config import eos_token_ids, sampling_defaults
 from mlx_server.models.model_files import (
     check_safetensors,
-    first_names,
     missing_code,
     read_json,
     weight_files,
 )
+from mlx_server.models.overrides import RopeOverrides, apply
 from mlx_server.models.registry import (
     OURS,
     ModuleKind,
@@ -35,8 +41,8 @@ from mlx_server.models.registry import (
     resolve_classes,
 )
 
-MAX_REASON = 200
-"""Characters of another library's message that are passed on."""
+Control = tuple[Sequence[PathAndScale], tuple[int, int] | None]
+"""Control vectors and their scales, and the layers they change: `load_control`'s arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,10 @@ class Loaded:
 
     Attributes:
         model: The bare module, in evaluation mode.
-        config: config.json as mlx_lm understood it (`quantization` resolved).
+        config: config.json as mlx_lm understood it (`quantization` resolved), or what a
+            .gguf file's metadata says in the same words.
         module_kind: Whose module it is: "ours" or mlx_lm's ("zoo").
+        path: Its folder or .gguf file.
         generation_config: Sampling defaults the model came with, by their
             `SamplingParams` names.
         eos_token_ids: End tokens of generation_config.json and config.json, sorted.
@@ -73,29 +81,65 @@ class _Folder:
     weights: list[Path]
 
 
-def check(path: Path, *, name: str, trust_remote_code: bool = False) -> None:
-    """See whether the model in the folder `path` can be loaded, as far as that shows
-    without its weights. Makes no arrays; any thread may call it.
+def check(
+    path: Path,
+    *,
+    name: str,
+    trust_remote_code: bool = False,
+    rope: RopeOverrides | None = None,
+) -> None:
+    """See whether the model in `path` can be loaded, as far as that shows without its
+    weights. Makes no arrays; any thread may call it.
+
+    Args:
+        path: A folder or a .gguf file.
+        rope: As in `load`.
 
     Raises:
         ModelLoadError: As `load` would.
     """
     with _named(name):
-        _inspect(path, trust_remote_code)
+        if is_gguf(path):
+            _inspect_gguf(path, rope)
+        else:
+            _inspect(path, trust_remote_code, rope)
 
 
-def load(path: Path, *, name: str, trust_remote_code: bool = False) -> Loaded:
-    """Load the model in the folder `path`; the thread that calls owns its arrays.
+def load(
+    path: Path,
+    *,
+    name: str,
+    trust_remote_code: bool = False,
+    rope: RopeOverrides | None = None,
+    control: Control | None = None,
+) -> Loaded:
+    """Load the model in `path`; the thread that calls owns its arrays.
 
     Args:
+        path: A folder or a .gguf file.
         name: What error messages call the model.
         trust_remote_code: Run the folder's own `model_file`, if config.json names one.
+        rope: Rotary positions other than the model's own.
+        control: Control vectors to add.
 
     Raises:
         ModelLoadError: One line that says what is wrong and how to mend it.
     """
     with _named(name):
-        return _load(path, trust_remote_code)
+        try:
+            if is_gguf(path):
+                loaded = _load_gguf(path, rope)
+            else:
+                loaded = _load(path, trust_remote_code, rope)
+            if control is not None and control[0]:
+                _add_control(loaded, control)
+            return loaded
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            # load_model and the modules' sanitize() raise whatever a folder
+            # that does not fit makes them stumble over.
+            raise ModelLoadError(explain(error)) from error
 
 
 @contextmanager
@@ -106,13 +150,14 @@ def _named(name: str) -> Iterator[None]:
         raise ModelLoadError(f"Cannot load {name}: {error.message}") from error.__cause__
 
 
-def _inspect(path: Path, trust_remote_code: bool) -> _Folder:
+def _inspect(path: Path, trust_remote_code: bool, rope: RopeOverrides | None) -> _Folder:
     config = read_json(path / "config.json")
     generation_file = path / "generation_config.json"
     generation = read_json(generation_file) if generation_file.is_file() else {}
     code = config.get("model_file")
     if code is None:
         check_known(config)
+        config = _with_rope(config, rope)
         if config["model_type"] in OURS:
             _Builder(config).from_dict(config)
     elif not trust_remote_code:
@@ -123,11 +168,26 @@ def _inspect(path: Path, trust_remote_code: bool) -> _Folder:
         raise ModelLoadError(
             f"{path} lacks {code}, the Python code that config.json names; fetch the model again."
         )
+    else:
+        config = _with_rope(config, rope)
     _check_quantization(config.get("quantization"))
     weights = weight_files(path)
     for file in weights:
         check_safetensors(file)
     return _Folder(config, generation, weights)
+
+
+def _inspect_gguf(path: Path, rope: RopeOverrides | None) -> tuple[GGUFModel, _Builder]:
+    given = inspect_gguf(path)
+    given = replace(given, config=_with_rope(given.config, rope))
+    builder = _Builder(given.config, source="its metadata")
+    builder.from_dict(given.config)
+    return given, builder
+
+
+def _with_rope(config: dict[str, Any], rope: RopeOverrides | None) -> dict[str, Any]:
+    """The final config: whatever is built, or asked about its length, reads this one."""
+    return config if rope is None else apply(config, rope)
 
 
 def _check_quantization(quantization: Any) -> None:
@@ -142,41 +202,68 @@ def _check_quantization(quantization: Any) -> None:
             )
 
 
-def _load(path: Path, trust_remote_code: bool) -> Loaded:
-    inspected = _inspect(path, trust_remote_code)
+def _load(path: Path, trust_remote_code: bool, rope: RopeOverrides | None) -> Loaded:
+    inspected = _inspect(path, trust_remote_code, rope)
     config, generation = inspected.config, inspected.generation
     utils = mlx_lm_utils()
     builder = _Builder(config)
     with _model_view(path, inspected.weights) as folder:
-        try:
-            model, resolved = utils.load_model(
-                folder,
-                get_model_classes=lambda config: (builder, builder),
-                trust_remote_code=trust_remote_code,
-            )
-        except ModelLoadError:
-            raise
-        except Exception as error:
-            # load_model and the modules' sanitize() raise whatever a folder
-            # that does not fit makes them stumble over.
-            raise ModelLoadError(_explain(error)) from error
+        model, resolved = utils.load_model(
+            folder,
+            model_config=None if rope is None else config,
+            get_model_classes=lambda config: (builder, builder),
+            trust_remote_code=trust_remote_code,
+        )
+    eos = eos_token_ids(config, generation)
+    return _loaded(model, resolved, builder.kind, path, generation, eos)
+
+
+def _load_gguf(path: Path, rope: RopeOverrides | None) -> Loaded:
+    given, builder = _inspect_gguf(path, rope)
+    model = builder(builder.from_dict(given.config))
+    load_weights(given, model)
+    eos = eos_token_ids(given.config, {})
+    return _loaded(model, given.config, builder.kind, path, given.generation, eos)
+
+
+def _add_control(loaded: Loaded, control: Control) -> None:
+    config, (vectors, layers) = loaded.config, control
+    if loaded.module_kind != "ours":
+        raise refuse_control(config["model_type"])
+    size, depth = config["hidden_size"], config["num_hidden_layers"]
+    loaded.model.set_control(load_control(vectors, layers, size, depth, config["model_type"]))
+
+
+def _loaded(
+    model: nn.Module,
+    config: dict[str, Any],
+    kind: ModuleKind,
+    path: Path,
+    generation: Mapping[str, Any],
+    eos: tuple[int, ...],
+) -> Loaded:
     return Loaded(
         model=model,
-        config=resolved,
-        module_kind=builder.kind,
+        config=config,
+        module_kind=kind,
         path=path,
         generation_config=sampling_defaults(generation),
-        eos_token_ids=eos_token_ids(config, generation),
+        eos_token_ids=eos,
         nbytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
-        num_parameters=utils.get_total_parameters(model),
+        num_parameters=mlx_lm_utils().get_total_parameters(model),
     )
 
 
 class _Builder:
     """Stands in for the model's and the arguments' class while mlx_lm loads, so that
-    a config.json that does not fit is told from weights that do not."""
+    a config.json that does not fit is told from weights that do not.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    Args:
+        source: What the config was read from.
+    """
+
+    def __init__(self, config: Mapping[str, Any], source: str = "config.json") -> None:
+        self.source = source
         self.model_type = config.get("model_type")
         self.kind: ModuleKind = "zoo"
         if config.get("model_file") is None:
@@ -195,13 +282,13 @@ class _Builder:
             reason = f"{error} is missing"
         except TypeError as error:
             missing = re.search(r"missing \d+ required .*arguments?: (.+)", str(error))
-            reason = f"a value has the wrong type ({_short(error)})"
+            reason = f"a value has the wrong type ({short(error)})"
             if missing:
                 reason = f"{missing[1]} is missing"
         except Exception as error:
-            reason = _short(error)
+            reason = short(error)
         raise ModelLoadError(
-            f"config.json does not fit model_type {self.model_type!r}: {reason}; "
+            f"{self.source} does not fit model_type {self.model_type!r}: {reason}; "
             "fetch it again or mend it."
         )
 
@@ -220,43 +307,3 @@ def _model_view(path: Path, files: list[Path]) -> Iterator[Path]:
             if file.suffix in (".json", ".py"):
                 (view / file.name).symlink_to(file.resolve())
         yield view
-
-
-# ---------------------------------------------------------------- failures in one line
-
-
-def _explain(error: Exception) -> str:
-    text = str(error)
-    listing = re.match(r"(Missing|Received) \d+ parameters.*?: *\n(.*)\.$", text, re.DOTALL)
-    if listing:
-        names = [name.strip() for name in listing[2].split(",")]
-        if listing[1] == "Missing":
-            return (
-                f"the weights lack {len(names)} tensors that config.json calls for "
-                f"({first_names(names)}); fetch them again, or use the matching config.json."
-            )
-        return (
-            f"the weights hold {len(names)} tensors that config.json has no place for "
-            f"({first_names(names)}); use the config.json that belongs to them."
-        )
-    shapes = re.match(r"Expected shape (\(.*?\)) but received shape (\(.*?\)) for .* (\S+)$", text)
-    if shapes:
-        return (
-            f"the tensor {shapes[3]} has shape {shapes[2]} where config.json calls for "
-            f"{shapes[1]}; use the config.json that belongs to the weights."
-        )
-    if isinstance(error, KeyError):
-        return (
-            f"a tensor or setting named {text} is missing; mend config.json or fetch the model "
-            "again."
-        )
-    if isinstance(error, MemoryError) or "allocate" in text:
-        return "it does not fit into memory; choose a smaller or a quantised model."
-    return f"{type(error).__name__}: {_short(error)}"
-
-
-def _short(error: Exception) -> str:
-    """The first line of an error's message, at a bearable length."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = " ".join(lines[0].split())
-    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}…"

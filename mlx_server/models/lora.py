@@ -30,6 +30,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_server.errors import ModelLoadError, NotFound
+from mlx_server.gguf import is_gguf
 from mlx_server.models.adapter_files import (
     AdapterFile,
     Factors,
@@ -37,6 +38,7 @@ from mlx_server.models.adapter_files import (
     check_shapes,
     read_adapter,
 )
+from mlx_server.models.gguf_adapter import read_gguf_adapter
 from mlx_server.models.lora_layers import (
     LoRAEmbedding,
     LoRALinear,
@@ -65,6 +67,7 @@ class AdapterBank:
 
     def __init__(self, model: nn.Module) -> None:
         self.selection: Selection | None = None
+        self._args = getattr(model, "args", None)
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._wrapped: dict[str, Wrapper] = {}
         self._adapters: dict[str, tuple[str, ...]] = {}
@@ -112,16 +115,20 @@ class AdapterBank:
             self.selection = outer
 
     def load(self, name: str, path: Path) -> None:
-        """Load the adapter in the folder `path`; nothing changes if that fails.
+        """Load the adapter in `path`; nothing changes if that fails.
+
+        Args:
+            path: A folder in mlx-lm's format, or a .gguf file.
 
         Raises:
-            ModelLoadError: The name is taken, or the folder does not hold a
+            ModelLoadError: The name is taken, or `path` does not hold a
                 LoRA or DoRA adapter of this model.
         """
         try:
             if name in self._adapters:
                 raise ModelLoadError("an adapter of that name is loaded; choose another.")
-            file = read_adapter(Path(path))
+            path = Path(path)
+            file = read_gguf_adapter(path, self._args) if is_gguf(path) else read_adapter(path)
             factors = {module: self._factors(module, file) for module in file.tensors}
         except ModelLoadError as error:
             raise ModelLoadError(f"Cannot load the adapter {name!r}: {error.message}") from error

@@ -80,7 +80,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _no_weights(folder: Path) -> str:
-    for suffix in (".gguf", ".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack"):
+    if found := sorted(f for f in os.listdir(folder) if f.endswith(".gguf")):
+        return (
+            f"{folder} holds {found[0]} but no safetensors weights; give the path of that file, "
+            "or a repo that has them."
+        )
+    for suffix in (".bin", ".pt", ".pth", ".npz", ".h5", ".msgpack"):
         if found := sorted(f for f in os.listdir(folder) if f.endswith(suffix)):
             return (
                 f"{folder} holds {found[0]} but no safetensors weights; choose a repo that has "

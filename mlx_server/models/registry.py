@@ -27,6 +27,18 @@ OURS: Mapping[str, str] = {
 }
 """model_type → module with `Model` and `ModelArgs`."""
 
+ENCODERS: Mapping[str, str] = {
+    "bert": "bert",
+    # RoBERTa is XLM-R with another vocabulary.
+    "camembert": "xlm_roberta",
+    "roberta": "xlm_roberta",
+    "xlm-roberta": "xlm_roberta",
+    "modernbert": "modernbert",
+    "gemma3_text": "gemma3_text",
+    "llama_bidirec": "llama_bidirec",
+}
+"""model_type of an encoder → its module in the optional package mlx-embeddings."""
+
 
 def mlx_lm_utils() -> ModuleType:
     """`mlx_lm.utils`, imported without losing open files.
@@ -75,6 +87,15 @@ def check_known(config: Mapping[str, Any]) -> None:
         raise ModelLoadError("config.json names no model_type; is this a language model's folder?")
     if model_type not in OURS and not _is_architecture(_remapped(model_type, config)):
         raise _unknown(model_type)
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model that embeds or ranks and generates nothing
+    (`encoder.py` loads it)."""
+    model_type = config.get("model_type")
+    if model_type == "gemma3_text":  # EmbeddingGemma; the others generate
+        return config.get("use_bidirectional_attention") is True
+    return isinstance(model_type, str) and model_type in ENCODERS
 
 
 def is_known(config: Mapping[str, Any]) -> bool:

@@ -6,7 +6,8 @@ tokens of many sequences.
 
 Sources: linear (Meta, arXiv:2306.15595), dynamic NTK (transformers), llama3
 (Meta's Llama 3.1), yarn (arXiv:2309.00071), longrope (arXiv:2402.13753),
-proportional and mrope as in mlx-lm. Formulas agree with mlx_lm.models.rope_utils.
+proportional and mrope as in mlx-lm. Formulas agree with mlx_lm.models.rope_utils. What the
+command line asks for is llama.cpp's (`_llama_cpp`).
 """
 
 from __future__ import annotations
@@ -144,17 +145,26 @@ def make_rope(
     Raises:
         ValueError: An unknown kind of scaling, or one whose settings are missing or unusable.
     """
+    options = _options(dims, base, scaling or {}, max_position_embeddings)
+    return Rope(dims, **{"traditional": traditional, "base": base} | options)
+
+
+def kind_of(scaling: Scaling | None) -> str:
+    """The name of a scaling, in `SCALINGS` or not."""
     scaling = scaling or {}
-    kind = scaling.get("type") or scaling.get("rope_type", "default")
+    return scaling.get("type") or scaling.get("rope_type", "default")
+
+
+def _options(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    kind = kind_of(scaling)
     if kind not in SCALINGS:
         raise ValueError(f"rope scaling {kind!r} is not known (known: {', '.join(SCALINGS)})")
     try:
-        options = SCALINGS[kind](dims, base, scaling, max_position_embeddings)
+        return SCALINGS[kind](dims, base, scaling, trained)
     except KeyError as error:
         raise ValueError(f"rope scaling {kind!r} needs {error} in rope_scaling") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"rope scaling {kind!r} cannot use its settings ({error})") from None
-    return Rope(dims, **{"traditional": traditional, "base": base} | options)
 
 
 def _plain_periods(dims: int, base: float) -> mx.array:
@@ -186,27 +196,66 @@ def _llama3(dims: int, base: float, scaling: Scaling, trained: int | None) -> di
     return {"periods": mx.where(medium, blended, mx.where(long, periods * factor, periods))}
 
 
-def _yarn(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
-    factor = scaling["factor"]
-    original = scaling.get("original_max_position_embeddings", 4096)
+def _ramp(dims: int, base: float, original: int, fast: float, slow: float) -> mx.array:
+    """float32 [dims / 2]: 0 where a pair turns more than `fast` times within the `original`
+    tokens, 1 where it turns less than `slow` times, and a line between."""
 
     def dimension(rotations: float) -> float:
         return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
+    low = max(math.floor(dimension(fast)), 0)
+    high = min(math.ceil(dimension(slow)), dims - 1)
+    span = max(high - low, 0.001)
+    return mx.clip((mx.arange(dims // 2, dtype=mx.float32) - low) / span, 0, 1)
+
+
+def yarn_magnitude(scaling: Scaling) -> float:
+    """YaRN's factor on the rotated features."""
+    factor = scaling["factor"]
+
     def magnitude(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    low = max(math.floor(dimension(scaling.get("beta_fast", 32))), 0)
-    high = min(math.ceil(dimension(scaling.get("beta_slow", 1))), dims - 1)
-    span = (high - low) or 0.001
-    ramp = mx.clip((mx.arange(dims // 2, dtype=mx.float32) - low) / span, 0, 1)
+    return magnitude(scaling.get("mscale", 1)) / magnitude(scaling.get("mscale_all_dim", 0))
+
+
+def _yarn(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    factor = scaling["factor"]
+    original = scaling.get("original_max_position_embeddings", 4096)
+    fast, slow = scaling.get("beta_fast", 32), scaling.get("beta_slow", 1)
+    ramp = _ramp(dims, base, original, fast, slow)
     plain = _plain_periods(dims, base)
     stretched = factor * plain
     return {
         "periods": stretched * plain / (stretched * (1 - ramp) + plain * ramp),
-        "magnitude": magnitude(scaling.get("mscale", 1))
-        / magnitude(scaling.get("mscale_all_dim", 0)),
+        "magnitude": yarn_magnitude(scaling),
     }
+
+
+def _llama_cpp(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
+    """llama.cpp's scaling by flags, as its `rope_yarn` computes it (ggml, `ggml-cpu/ops.cpp`).
+
+    For pair i of a token at position p, with θ = p · base^(-2i / dims) / f:
+
+        angle      θ · (s · (1 - m) + m),   m = (1 - ramp) · ext_factor
+        magnitude  attn_factor · (1 + 0.1 · ln(1 / s)), the last only where ext_factor is not 0
+
+    s is `freq_scale` and f the factor on the pair's period by which the model's own scaling
+    differs from none (`inner`; llama.cpp has it as the tensor rope_freqs).
+    """
+    scale, ext_factor = scaling["freq_scale"], scaling["ext_factor"]
+    inner = _options(dims, base, scaling.get("inner") or {}, trained)
+    magnitude = inner.get("magnitude", 1.0) * scaling["attn_factor"]
+    if not ext_factor:
+        return {**inner, "position_scale": scale, "magnitude": magnitude}
+    original = scaling["original_max_position_embeddings"]
+    ramp = _ramp(dims, base, original, scaling["beta_fast"], scaling["beta_slow"])
+    mix = (1 - ramp) * ext_factor
+    plain = inner.get("periods")
+    if plain is None:
+        plain = _plain_periods(dims, base)
+    magnitude *= 1 + 0.1 * math.log(1 / scale)
+    return {**inner, "periods": plain / (scale * (1 - mix) + mix), "magnitude": magnitude}
 
 
 def _longrope(dims: int, base: float, scaling: Scaling, trained: int | None) -> dict[str, Any]:
@@ -239,5 +288,6 @@ SCALINGS = {
     "longrope": _longrope,
     "proportional": _proportional,
     "mrope": _default,
+    "llama.cpp": _llama_cpp,
 }
 """One line per scaling: (dims, base, rope_scaling, max_position_embeddings) → Rope's options."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -24,6 +25,7 @@ from mlx_server.cache.zoo import ZooCache, ZooSeat
 from mlx_server.cache.zoo_quantized import RowQuantizedKVCache, quantised
 from mlx_server.cache.zoo_state import leaves, reach, state_arrays
 from mlx_server.core import AdapterScale
+from mlx_server.errors import NotSupported
 from mlx_server.models.base import Row, ServedModel
 from mlx_server.models.zoo_cost import cost_function, quantised_cost
 
@@ -38,6 +40,9 @@ PROBE_TOKENS = 2
 PROBE_ROWS = 11
 """Rows of the probe's batch: as many as no model has heads, so that a mask that
 is broadcast over the wrong axis (Gemma 2's) does not pass for right."""
+
+TRUNKS = ("language_model", "model", "backbone", "transformer")
+"""What mlx-lm's modules call the part that they consist of but for the output head."""
 
 SPLIT_FROM = 64
 """Positions without logits that are worth a call of their own."""
@@ -201,9 +206,55 @@ class ZooModel(ServedModel):
     def _call(
         self, tokens: mx.array, caches: list[Any], adapters: Sequence[tuple[AdapterScale, ...]]
     ) -> mx.array:
+        return self._apply(self.module, tokens, caches, adapters)
+
+    def _apply(
+        self,
+        module: nn.Module,
+        tokens: mx.array,
+        caches: list[Any],
+        adapters: Sequence[tuple[AdapterScale, ...]],
+    ) -> mx.array:
+        """What the module, or a part of it, makes of rows that run under these adapters."""
         if self.bank is not None:
             self.bank.select([(1, pairs) for pairs in adapters])
-        return self.module(tokens, cache=caches)
+        return module(tokens, cache=caches)
+
+    def hidden(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
+        states, at = [], 0
+        for row in rows:
+            # Alone, as a prompt chunk: recurrent layers take no padded rows.
+            caches = self.cache.alone(_seat(row)).caches
+            chunk = tokens[None, at : at + row.num_tokens]
+            found = self._apply(self._trunk, chunk, caches, [row.adapters])[0]
+            states.append(mx.depends(found, state_arrays(caches)))
+            at += row.num_tokens
+            row.seat.length += row.num_tokens
+        return states[0] if len(states) == 1 else mx.concatenate(states)
+
+    @cached_property
+    def _trunk(self) -> nn.Module:
+        """The module without its output head: tokens [B, T] → [B, T, hidden], normed.
+
+        Raises:
+            NotSupported: It has none that is called like the module itself.
+        """
+        module = self.module
+        tokens = mx.zeros((1, PROBE_TOKENS), mx.int32)
+        while (module := _inner(module)) is not None:
+            try:
+                found = self._apply(module, tokens, make_prompt_cache(self.module), [()])
+            except Exception as error:
+                log.info("%s shows no hidden states: %r", self.model_type, error)
+                break
+            # What contains the whole model, as those with vision do, gives logits.
+            fits = isinstance(found, mx.array) and found.shape[:2] == (1, PROBE_TOKENS)
+            if fits and (found.shape[-1] != self.vocab_size or _inner(module) is None):
+                return module
+        raise NotSupported(
+            f"{self.model_type} gives no embeddings: its module in mlx-lm does not show its "
+            "hidden states. Load another model."
+        )
 
     def _in_row_order(self, pieces: list[mx.array], places: list[int]) -> mx.array:
         """Logits [M, V] by row, `places` naming the row of each line of the pieces."""
@@ -212,6 +263,12 @@ class ZooModel(ServedModel):
             return mx.zeros((0, self.vocab_size), self.dtype)
         logits = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
         return _take(logits, np.argsort(places, kind="stable").tolist())
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    """The module's trunk, by its usual names."""
+    found = (getattr(module, name, None) for name in TRUNKS)
+    return next((inner for inner in found if isinstance(inner, nn.Module)), None)
 
 
 def _seat(row: Row) -> ZooSeat:

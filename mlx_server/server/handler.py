@@ -1,6 +1,7 @@
 """Handler: one connection, its requests one after the other.
 
-head ─> router ─> key ─> body ─> Dialect's endpoint ─> JsonReply | StreamReply
+TLS handshake ─> head ─> router ─> key ─> body ─> Dialect's endpoint ─> JsonReply | StreamReply
+                           └─> static file
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import contextlib
 import io
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from mlx_server.api.base import HttpRequest, JsonReply, Reply, StreamReply
+from mlx_server.api.base import HttpRequest, JsonReply, RawReply, Reply, StreamReply
 from mlx_server.deltas import Lull
 from mlx_server.errors import (
     AuthenticationError,
@@ -25,10 +27,11 @@ from mlx_server.errors import (
     RequestTimeout,
     ServerError,
 )
-from mlx_server.server import wire
+from mlx_server.server import tls, wire
 from mlx_server.server.pump import Flow
 from mlx_server.server.router import decode
 from mlx_server.server.security import OPEN_PATHS, check_key
+from mlx_server.server.static import FileReply
 from mlx_server.server.watcher import Presence
 from mlx_server.server.wire import Disconnected
 
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from mlx_server.server.http import HttpServer
 
 log = logging.getLogger(__name__)
+
+_KEEP_ALIVE = 5.0
+"""Seconds that an idle connection keeps its place where they are few (`threads_http`)."""
 
 _CLIENT_GONE = 499  # for the log only, as nginx writes it
 
@@ -54,6 +60,14 @@ class Handler(BaseHTTPRequestHandler):
         self.source = wire.TimedSocket(self.connection)
         self.reader = io.BufferedReader(self.source, 64 * 1024)
 
+    def handle(self) -> None:
+        if isinstance(self.connection, ssl.SSLSocket) and not tls.handshake(
+            self.connection, self.timeout
+        ):
+            return
+        self.patience = self.timeout
+        super().handle()
+
     def finish(self) -> None:
         self.reader.close()
 
@@ -64,7 +78,9 @@ class Handler(BaseHTTPRequestHandler):
         self.cors = self.server.cors.headers(None)
         self.dialect = self.server.dialects[0]
         self.status = self.bytes_sent = 0
-        self.source.deadline = time.monotonic() + self.timeout
+        self.source.deadline = time.monotonic() + self.patience
+        if self.server.config.threads_http is not None:
+            self.patience = min(self.timeout, _KEEP_ALIVE)
         try:
             if not self.reader.peek(1):
                 return
@@ -82,13 +98,14 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         log.info(
             "%s %s %d %.3fs %dB",
-            self.command or "-",
-            self.path.partition("?")[0] or "-",  # a query may hold secrets
+            _printable(self.command) or "-",
+            _printable(self.path.partition("?")[0]) or "-",  # a query may hold secrets
             self.status,
             time.monotonic() - started,
             self.bytes_sent,
         )
         if self.unread and self.status != _CLIENT_GONE:
+            tls.say_goodbye(self.connection)
             wire.linger(self.connection)
 
     def _exchange(self, presence: Presence) -> None:
@@ -102,7 +119,11 @@ class Handler(BaseHTTPRequestHandler):
         except ServerError as error:
             reply = self._error_reply(error)
         except Exception:
-            log.exception("%s %s failed", self.command, self.path.partition("?")[0])
+            log.exception(
+                "%s %s failed",
+                _printable(self.command),
+                _printable(self.path.partition("?")[0]),
+            )
             reply = self._error_reply(ServerError("The server failed to answer the request."))
         try:
             self._send_reply(reply, presence)
@@ -112,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             if isinstance(reply, StreamReply) and hasattr(reply.events, "close"):
                 reply.events.close()
+            elif isinstance(reply, FileReply):
+                reply.file.close()
 
     # ---- the request
 
@@ -135,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_expect_100(self) -> bool:
         return True  # parse_request() is too early: _read_body() answers, after the checks
 
-    def _respond(self, presence: Presence) -> Reply:
+    def _respond(self, presence: Presence) -> Reply | FileReply:
         server = self.server
         raw_path, query = wire.split_target(self.path)
         headers: dict[str, str] = {}
@@ -143,10 +166,13 @@ class Handler(BaseHTTPRequestHandler):
             name = name.lower()
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
 
-        frame = wire.framing(self.command, self.request_version, self.headers)
+        frame = wire.framing(self.request_version, self.headers)
         self.unread = frame.has_body
         if self.command == "OPTIONS":
             return self._options(raw_path, headers)
+        page = self._static(raw_path)
+        if page is not None:
+            return page
         self.dialect, route, params = server.router.match(self.command, raw_path)
         if route.path not in OPEN_PATHS:
             check_key(headers, server.config.api_key)
@@ -160,6 +186,17 @@ class Handler(BaseHTTPRequestHandler):
             on_disconnect=presence.on_disconnect,
         )
         return route.endpoint(request, server.pool)
+
+    def _static(self, raw_path: str) -> RawReply | FileReply | None:
+        """A file, which needs no key: the page that asks for the key is one.
+
+        The routes come first, but for "/", where a front end has its page.
+        """
+        if self.command not in ("GET", "HEAD"):
+            return None
+        if raw_path.strip("/") and self.server.router.allowed(raw_path):
+            return None
+        return self.server.static.reply(raw_path)
 
     def _read_body(self, frame: wire.Framing) -> bytes:
         limit = self.server.config.max_request_bytes
@@ -177,7 +214,8 @@ class Handler(BaseHTTPRequestHandler):
         allow = self.server.router.allowed(raw_path)
         if "access-control-request-method" in headers:
             methods = allow or ("GET", "HEAD", "OPTIONS", "POST")
-            return JsonReply(None, 204, self.server.cors.preflight(headers, methods))
+            cors = self.server.cors.preflight(headers, methods)
+            return JsonReply(None, 204, cors)
         if not allow and raw_path != "*":
             raise NotFound(f"There is nothing at {decode(raw_path)}.")
         return JsonReply(None, 204, {"Allow": ", ".join(allow or ("GET", "OPTIONS", "POST"))})
@@ -194,23 +232,41 @@ class Handler(BaseHTTPRequestHandler):
             headers["WWW-Authenticate"] = "Bearer"
         return JsonReply(self.dialect.error(error), error.status, headers)
 
-    def _send_reply(self, reply: Reply, presence: Presence) -> None:
+    def _send_reply(self, reply: Reply | FileReply, presence: Presence) -> None:
         if presence.lost:
             raise Disconnected
+        if isinstance(reply, FileReply):
+            self._send_file(reply)
+            return
         if isinstance(reply, StreamReply):
             self._send_stream(reply, presence)
             return
-        try:
-            body = b"" if reply.status == 204 else wire.encode_json(reply.body)
-        except Exception:
-            log.exception("a reply is no JSON")
-            reply = self._error_reply(ServerError("The server failed to write the reply."))
-            body = wire.encode_json(reply.body)
+        content_type = "application/json"
+        if isinstance(reply, RawReply):
+            body, content_type = reply.body, reply.content_type
+        else:
+            try:
+                body = b"" if reply.status == 204 else wire.encode_json(reply.body)
+            except Exception:
+                log.exception("a reply is no JSON")
+                reply = self._error_reply(ServerError("The server failed to write the reply."))
+                body = wire.encode_json(reply.body)
         headers = {}
         if reply.status != 204:
-            headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+            headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
         head = self._head(reply.status, {**headers, **reply.headers})
         self._send(head if self.command == "HEAD" else head + body)
+
+    def _send_file(self, reply: FileReply) -> None:
+        headers = {"Content-Type": reply.content_type, "Content-Length": str(reply.size)}
+        self._send(self._head(reply.status, {**headers, **reply.headers}))
+        if self.command == "HEAD":
+            return
+        before = self.bytes_sent
+        for piece in reply.pieces():
+            self._send(piece)
+        if self.bytes_sent - before < reply.size:
+            raise Disconnected  # it has become shorter: only the end of the connection can tell
 
     def _send_stream(self, reply: StreamReply, presence: Presence) -> None:
         chunked = self.request_version == "HTTP/1.1"
@@ -267,7 +323,7 @@ class Handler(BaseHTTPRequestHandler):
             yield wire.encode_event(self.dialect.error(error))
 
     def _head(self, status: int, headers: Mapping[str, str]) -> bytes:
-        if self.unread or self.server.stopping:
+        if self.unread or self.server.stopping or self.server.crowded():
             self.close_connection = True
         connection = {}
         if self.close_connection:
@@ -281,3 +337,12 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, data: bytes | memoryview) -> None:
         wire.send(self.connection, data, self.timeout)
         self.bytes_sent += len(data)
+
+
+def _printable(text: str | None) -> str:
+    """For a log: the bytes from 0x80 on, which may steer a terminal, as escapes.
+
+    Args:
+        text: None where http.server could make nothing of it.
+    """
+    return (text or "").encode("ascii", "backslashreplace").decode("ascii")

@@ -1,7 +1,7 @@
 """HttpServer: the stdlib's threading HTTP server. Accepts, bounds, stops.
 
-accept ── more than max_connections ──> 503
-  └─> Handler: a thread per connection (handler.py)
+threads_http are served: wait ─> accept ── more than max_connections ──> 503
+                                   └─> Handler: a thread per connection (handler.py)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import socket
 import threading
 import time
@@ -21,13 +22,17 @@ from typing import Any
 from mlx_server.api.base import Dialect, Pool
 from mlx_server.config import Config
 from mlx_server.errors import Unavailable
-from mlx_server.server import wire
+from mlx_server.server import tls, wire
 from mlx_server.server.handler import Handler
 from mlx_server.server.pump import Pump
 from mlx_server.server.router import Router
 from mlx_server.server.security import Cors
+from mlx_server.server.static import StaticFiles
+from mlx_server.server.tls import SetupError
 from mlx_server.server.watcher import DisconnectWatcher, Presence
 from mlx_server.server.wire import Disconnected
+
+__all__ = ["HttpServer", "SetupError", "describe_bind_error"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,7 @@ class HttpServer(ThreadingHTTPServer):
 
     Raises:
         OSError: The address cannot be listened on; `describe_bind_error` words it.
+        SetupError: The certificate or the folder of static files is not there or not right.
         ValueError: Two dialects claim the same route.
     """
 
@@ -52,7 +58,18 @@ class HttpServer(ThreadingHTTPServer):
         self.dialects = tuple(dialects)
         self.pool = pool
         self.router = Router(dialects)
-        self.cors = Cors(config.allowed_origins, config.allow_credentials)
+        self.cors = Cors(
+            config.allowed_origins,
+            config.allow_credentials,
+            config.allowed_methods,
+            config.allowed_headers,
+        )
+        self.static = StaticFiles(config.path)
+        self.tls = None
+        if config.ssl_key_file or config.ssl_cert_file:
+            if not (config.ssl_key_file and config.ssl_cert_file):
+                raise SetupError("TLS takes both --ssl-key-file and --ssl-cert-file")
+            self.tls = tls.context(config.ssl_key_file, config.ssl_cert_file)
         self.stopping = False
         self._serving = False
         self._state = threading.Condition()
@@ -86,7 +103,10 @@ class HttpServer(ThreadingHTTPServer):
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
             self.config.host, self.config.host
         )
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "http" if self.tls is None else "https"
+        return (
+            f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+        )
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
         with self._state:
@@ -112,6 +132,7 @@ class HttpServer(ThreadingHTTPServer):
         with self._state:
             self.stopping = True
             serving = self._serving
+            self._state.notify_all()  # the accepting thread may wait for a place
         if serving:
             self.shutdown()
         self.server_close()
@@ -138,13 +159,41 @@ class HttpServer(ThreadingHTTPServer):
     # ---- connections
 
     def get_request(self) -> tuple[socket.socket, Any]:
+        """Raises OSError (which the loop passes over): none came, or the server stops."""
+        self._wait_for_a_place()
         try:
-            return super().get_request()
+            sock, address = super().get_request()
+            if self.tls is not None:
+                # The handshake is for the handler's thread: here it would hold up everybody.
+                sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            return sock, address
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 log.warning("out of file descriptors: raise `ulimit -n`")
                 time.sleep(0.1)  # the waiting connection would be reported again at once
             raise
+
+    def _wait_for_a_place(self) -> None:
+        """Until fewer than `threads_http` connections are open; others queue in the system."""
+        limit = self.config.threads_http
+        if limit is None:
+            return
+        with self._state:
+            self._state.wait_for(lambda: self.stopping or len(self._open) < limit)
+            if self.stopping:
+                raise OSError("the server stops")
+
+    def crowded(self) -> bool:
+        """Whether somebody waits for a place that an open connection holds."""
+        limit = self.config.threads_http
+        if limit is None or len(self._open) < limit:
+            return False
+        waiting = select.poll()
+        try:
+            waiting.register(self.socket, select.POLLIN)
+        except ValueError:  # closed: the server stops
+            return True
+        return bool(waiting.poll(0))
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._state:
@@ -155,6 +204,13 @@ class HttpServer(ThreadingHTTPServer):
             self._refuse(request)
         else:
             super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Called in the connection's own thread at its end."""
+        tls.say_goodbye(request)
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(request, socket.SHUT_WR)
+        self.close_request(request)
 
     def close_request(self, request: Any) -> None:
         super().close_request(request)
@@ -174,6 +230,9 @@ class HttpServer(ThreadingHTTPServer):
             **self.cors.headers(None),
         }
         sock.setblocking(False)
+        if self.tls is not None:
+            sock.close()  # there was no handshake, so nothing can be said
+            return
         with contextlib.suppress(OSError):
             sock.send(wire.reply_head("HTTP/1.1", error.status, headers) + body)
             sock.shutdown(socket.SHUT_WR)
@@ -228,5 +287,6 @@ def describe_bind_error(config: Config, error: OSError) -> str:
 
 def _cut(sock: socket.socket) -> None:
     # Not close(): the handler's thread still has it, and is woken by this.
+    # With TLS, SSLSocket's own shutdown() would have that thread go on in clear.
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)

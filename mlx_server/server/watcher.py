@@ -120,7 +120,8 @@ def _is_gone(watch: Watch) -> bool:
     if not events:
         return False
     try:
-        return watch.sock.recv(1, socket.MSG_PEEK) == b""
+        # The plain socket's recv(): with TLS these bytes are for the thread that decrypts.
+        return socket.socket.recv(watch.sock, 1, socket.MSG_PEEK) == b""
     except (BlockingIOError, TimeoutError):
         return False
     except OSError:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import re
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from http import HTTPStatus
 from typing import Any
 
 from mlx_server.api.base import to_json
-from mlx_server.errors import LengthRequired, PayloadTooLarge, RequestError, RequestTimeout
+from mlx_server.errors import PayloadTooLarge, RequestError, RequestTimeout
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4096
@@ -26,6 +27,8 @@ MAX_LINE_BYTES = 4096
 
 LINGER_SECONDS = 2.0
 _SEND_PIECE = 256 * 1024
+_TLS_PIECE = 16 * 1024
+"""What OpenSSL makes one record of. It wants a piece that it could not send again as it was."""
 
 _REQUEST_LINE = re.compile(rb"[^\x00-\x1f\x7f]+\r?\n")
 _HEADER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n")
@@ -67,7 +70,7 @@ class TimedSocket(io.RawIOBase):
                 return self._sock.recv_into(buffer)
         except TimeoutError:
             pass
-        except OSError:
+        except (OSError, ValueError):
             return 0
         raise RequestTimeout("The request did not arrive in time.")
 
@@ -121,12 +124,11 @@ class Framing:
         return self.chunked or self.length > 0
 
 
-def framing(method: str, version: str, headers: Message) -> Framing:
+def framing(version: str, headers: Message) -> Framing:
     """Read the framing of the body from the headers.
 
     Raises:
         RequestError: The headers are wrong or contradict one another.
-        LengthRequired: A method that has a body, and no length.
     """
     lengths = {
         part.strip() for value in headers.get_all("Content-Length", []) for part in value.split(",")
@@ -141,9 +143,7 @@ def framing(method: str, version: str, headers: Message) -> Framing:
             raise RequestError(f"Transfer-Encoding {codings!r} is not supported; use chunked.")
         return Framing(chunked=True)
     if not lengths:
-        if method in ("POST", "PUT", "PATCH"):
-            raise LengthRequired("Send a Content-Length, or a chunked body.")
-        return Framing()
+        return Framing()  # there is no body: RFC 9112, section 6.3
     length = lengths.pop()
     if lengths or not _DIGITS.fullmatch(length):
         raise RequestError("Content-Length must be one decimal number of bytes.")
@@ -247,6 +247,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 def send_now(sock: socket.socket, data: bytes | memoryview) -> int:
     """Send what the socket has room for; returns how many bytes. Raises Disconnected."""
+    if isinstance(sock, ssl.SSLSocket):
+        return _send_records(sock, data)
     try:
         # One system call. A timeout would make three of it (mode, poll, send), and the
         # interpreter lock would go out of hand and come back around each.
@@ -257,6 +259,20 @@ def send_now(sock: socket.socket, data: bytes | memoryview) -> int:
         return 0
     except OSError:
         raise Disconnected from None
+
+
+def _send_records(sock: ssl.SSLSocket, data: bytes | memoryview) -> int:
+    view, sent = memoryview(data), 0
+    try:
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
+        while sent < len(view):
+            sent += sock.send(view[sent : sent + _TLS_PIECE])
+    except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+        pass
+    except (OSError, ValueError):  # ValueError: the stream was ended
+        raise Disconnected from None
+    return sent
 
 
 def send(sock: socket.socket, data: bytes | memoryview, timeout: float) -> None:
@@ -271,9 +287,10 @@ def send(sock: socket.socket, data: bytes | memoryview, timeout: float) -> None:
     rest = memoryview(data)[sent:]
     try:
         sock.settimeout(timeout)
-        for start in range(0, len(rest), _SEND_PIECE):
-            sock.sendall(rest[start : start + _SEND_PIECE])
-    except OSError:
+        step = _TLS_PIECE if isinstance(sock, ssl.SSLSocket) else _SEND_PIECE
+        for start in range(0, len(rest), step):
+            sock.sendall(rest[start : start + step])
+    except (OSError, ValueError):
         raise Disconnected from None
 
 
@@ -284,9 +301,10 @@ def linger(sock: socket.socket, seconds: float = LINGER_SECONDS) -> None:
     the reply that says why.
     """
     deadline = time.monotonic() + seconds
+    # socket.socket's own methods: what is dropped need not be decrypted.
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
+        socket.socket.shutdown(sock, socket.SHUT_WR)
         while (remaining := deadline - time.monotonic()) > 0:
             sock.settimeout(remaining)
-            if not sock.recv(64 * 1024):
+            if not socket.socket.recv(sock, 64 * 1024):
                 return

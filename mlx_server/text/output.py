@@ -15,11 +15,14 @@ from mlx_server.deltas import (
     Progress,
     Reasoning,
     Text,
+    Timings,
     TokenLogprob,
     TopLogprob,
+    TopProb,
     Usage,
 )
 from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
+from mlx_server.text.clock import Clock
 from mlx_server.text.parsers.events import CallPiece, CallStart, Content, Event, Thought
 from mlx_server.text.parsers.output_parser import OutputParser
 from mlx_server.text.stop import StopChecker
@@ -40,6 +43,7 @@ class Choice:
 
     Args:
         echo: The prompt's text, to be given back before the reply.
+        ids, timings: Give these with the text.
         parser: Tells reasoning and calls from content; None: all is content.
         shown: Special tokens that are markup for the parser.
     """
@@ -52,8 +56,16 @@ class Choice:
         echo: str | None = None,
         parser: OutputParser | None = None,
         shown: Set[int] = frozenset(),
+        *,
+        ids: bool = False,
+        timings: bool = False,
     ) -> None:
         self.index = index
+        self._clock = Clock()
+        self._give_timings = timings
+        self._new_ids: list[int] | None = [] if ids else None
+        self._truncated = False
+        self._slot: int | None = None
         self.finished = False
         self._cached_tokens = self._completion_tokens = self._reasoning_tokens = 0
         self._request = request
@@ -87,15 +99,26 @@ class Choice:
         deltas = self._feed(output)
         return _joined(deltas) if len(output.token_ids) > 1 else deltas
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has any token."""
+        return self._completion_tokens > 0
+
+    @property
+    def timings(self) -> Timings:
+        """Of the reply so far."""
+        return self._clock.timings(self.usage)
+
     def _feed(self, output: TokenOutput) -> Iterator[Delta]:
-        if output.cached_tokens:
-            self._cached_tokens = output.cached_tokens
+        self._note(output)
         for found in output.prompt_logprobs:
             token_id = self._request.token_ids[len(self._prompt_entries)]
             self._prompt_entries.append(self._entry(token_id, found, self._prompt_decoded))
             self._prompt_decoded += len(self._prompt_detokenizer.feed(token_id))
+        # A full context is computed anew in the middle of a reply, too.
+        if not self.begun and (self._clock.running or not output.token_ids):
+            yield self._progress(output)
         if not output.token_ids and output.finish_reason is None:
-            yield Progress(output.prompt_tokens_done, len(self._request.token_ids))
             return
         if self._echo is not None:
             yield Text(self.index, self._echo, tuple(self._prompt_entries))
@@ -110,10 +133,29 @@ class Choice:
             matched = yield from self._add(self._detokenizer.feed(token_id), entry)
             self._reasoning_tokens += thinking or self._thinking
             if matched is not None:
-                yield self._finish("stop", matched)
+                yield from self._finish("stop", matched)
                 return
         if output.finish_reason is not None:
             yield from self._end(output.finish_reason)
+
+    def _note(self, output: TokenOutput) -> None:
+        """What is told at the end, or on the way."""
+        self._cached_tokens = output.cached_tokens or self._cached_tokens
+        self._truncated = output.truncated
+        self._slot = output.slot
+        self._clock.tick(output.started_at, bool(output.token_ids or output.finish_reason))
+        if self._new_ids is not None:
+            self._new_ids += output.token_ids
+
+    def _progress(self, output: TokenOutput) -> Progress:
+        return Progress(
+            output.prompt_tokens_done,
+            len(self._request.token_ids),
+            self._cached_tokens,
+            self._clock.elapsed_ms,
+            self.index,
+            self._slot,
+        )
 
     @property
     def _thinking(self) -> bool:
@@ -132,7 +174,7 @@ class Choice:
             matched = yield from self._show(self._parser.flush(cut=reason == "length"))
         if matched is None:
             yield from self._release(self._stop.flush(), everything=True)
-        yield self._finish(reason if matched is None else "stop", matched)
+        yield from self._finish(reason if matched is None else "stop", matched)
 
     def _add(self, text: str, entry: TokenLogprob | None) -> Iterator[Delta]:
         """Take new text; returns the stop string that matched."""
@@ -177,7 +219,13 @@ class Choice:
         everything = everything or (self._parser is not None and bool(text))
         entries = self._entries() if everything else self._entries(self._released)
         if text or entries:
-            yield Text(self.index, text, entries)
+            yield self._text(text, entries)
+
+    def _text(self, text: str, entries: tuple[TokenLogprob, ...]) -> Text:
+        ids = tuple(self._new_ids or ())
+        if ids:
+            self._new_ids = []
+        return Text(self.index, text, entries, ids, self.timings if self._give_timings else None)
 
     def _entries(self, end: int | None = None) -> tuple[TokenLogprob, ...]:
         """Take the held entries of the text up to `end`; None takes all."""
@@ -188,11 +236,28 @@ class Choice:
         del self._held[:count]
         return entries
 
-    def _finish(self, reason: FinishReason, stop_sequence: str | None) -> Finished:
-        self.finished = True
+    def _finish(self, reason: FinishReason, stop_sequence: str | None) -> Iterator[Delta]:
+        if self._new_ids:
+            yield self._text("", ())
         if reason == "stop" and self._num_calls:
             reason = "tool_calls"
-        return Finished(self.index, reason, stop_sequence, self.usage)
+        yield self._finished(reason, stop_sequence)
+
+    def cut(self) -> Finished:
+        """It is broken off: nothing more is to come."""
+        return self._finished("abort", None)
+
+    def _finished(self, reason: FinishReason, stop_sequence: str | None) -> Finished:
+        self.finished = True
+        return Finished(
+            self.index,
+            reason,
+            stop_sequence,
+            self.usage,
+            self.timings,
+            self._truncated,
+            self._slot,
+        )
 
     def _entry(self, token_id: int, found: Candidates, offset: int) -> TokenLogprob:
         tokenizer = self._tokenizer
@@ -206,7 +271,26 @@ class Choice:
                 for i, value in found.top
             ),
             offset=offset,
+            prob=found.prob,
+            top_probs=tuple(
+                TopProb(i, tokenizer.token_text(i), tokenizer.token_bytes(i), value)
+                for i, value in found.top_probs
+            ),
         )
+
+
+def _place(delta: Text | Reasoning | CallArguments) -> tuple[int, ...]:
+    """Which text of the reply a piece belongs to."""
+    return (delta.index, delta.call) if isinstance(delta, CallArguments) else (delta.index,)
+
+
+def _with(
+    last: Text | Reasoning | CallArguments, delta: Text | Reasoning | CallArguments
+) -> Text | Reasoning | CallArguments:
+    both = replace(last, text=last.text + delta.text, tokens=last.tokens + delta.tokens)
+    if isinstance(both, Text) and isinstance(delta, Text):
+        both = replace(both, ids=both.ids + delta.ids, timings=delta.timings)
+    return both
 
 
 def _joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
@@ -217,9 +301,9 @@ def _joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
             isinstance(delta, Text | Reasoning | CallArguments)
             and last is not None
             and type(last) is type(delta)
-            and replace(delta, text="", tokens=()) == replace(last, text="", tokens=())
+            and _place(delta) == _place(last)
         ):
-            last = replace(last, text=last.text + delta.text, tokens=last.tokens + delta.tokens)
+            last = _with(last, delta)
             continue
         if last is not None:
             yield last

@@ -17,6 +17,7 @@ from typing import Any
 
 from mlx_server.core import Message, TextPart, Tool
 from mlx_server.errors import RequestError
+from mlx_server.text.continuation import check_continues, end_mark
 from mlx_server.text.conversation import Conversation, forms_of, to_dicts
 from mlx_server.text.effort import SWITCHES, template_variables
 from mlx_server.text.generic_tools import SYSTEM_ROLES, completed_form, with_instructions
@@ -78,13 +79,26 @@ _MUTATIONS = (
 
 
 def prefixed_text(
-    messages: Sequence[Message], role_mapping: Mapping[str, str], tools: Sequence[Tool] = ()
+    messages: Sequence[Message],
+    role_mapping: Mapping[str, str],
+    tools: Sequence[Tool] = (),
+    *,
+    add_generation_prompt: bool = True,
+    continue_final: bool = False,
 ) -> str:
     """Each message behind its role's prefix and before `stop`, then the assistant's prefix.
 
     mlx-lm's form for models without a chat template; an empty mapping means
     its own prefixes. Tools are told of in the form of `generic_tools`.
+
+    Args:
+        add_generation_prompt, continue_final: As `ChatTemplate.render` has them.
+
+    Raises:
+        RequestError: There is no message of the assistant to go on with.
     """
+    if continue_final:
+        check_continues(messages)
     prefixes = role_mapping or _PREFIXES
     stop = prefixes.get("stop", "")
     style = ToolCallStyle()
@@ -92,7 +106,9 @@ def prefixed_text(
         messages, style = with_instructions(messages, tools), generic_style(())
     conversation = to_dicts(messages, style)
     turns = [prefixes.get(turn["role"], "") + turn["content"] + stop for turn in conversation]
-    return ("".join(turns) + prefixes.get("assistant", "")).rstrip()
+    if continue_final:
+        return "".join(turns).removesuffix(stop)
+    return ("".join(turns) + prefixes.get("assistant", "") * add_generation_prompt).rstrip()
 
 
 class ChatTemplate:
@@ -135,6 +151,8 @@ class ChatTemplate:
         *,
         tools: Sequence[Tool] = (),
         reasoning_effort: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
     ) -> str:
         """The prompt up to where the assistant's reply begins.
 
@@ -149,12 +167,18 @@ class ChatTemplate:
             template_args: Variables for the template; they come before everything else.
             tools: The functions that the model is told of.
             reasoning_effort: See `template_variables`.
+            add_generation_prompt: End with the mark that the assistant's turn begins.
+            continue_final: End with the text of the last message, the assistant's, which is
+                not ended (transformers' `continue_final_message`).
 
         Raises:
             RequestError: The template refuses every form (the message is the
-                template's own, for the first form), a part is an image, or a
-                variable's name is reserved.
+                template's own, for the first form), a part is an image, a
+                variable's name is reserved, or there is no message of the assistant to
+                go on with.
         """
+        if continue_final:
+            return self._continued(messages, template_args, tools, reasoning_effort)
         args = template_args or {}
         if reserved := RESERVED & args.keys():
             raise RequestError(
@@ -167,7 +191,7 @@ class ChatTemplate:
         args = {**thinking, **args}
         first_error: Exception | None = None
         for conversation, variables in self._candidates(messages, tools):
-            text = self._try(conversation, {**variables, **args})
+            text = self._try(conversation, {**variables, **args}, add_generation_prompt)
             if isinstance(text, str):
                 return text
             first_error = first_error or text
@@ -175,6 +199,33 @@ class ChatTemplate:
             f"The model's chat template does not accept these messages: {first_error}",
             param="messages",
         )
+
+    def _continued(
+        self,
+        messages: Sequence[Message],
+        template_args: Mapping[str, Any] | None,
+        tools: Sequence[Tool],
+        reasoning_effort: str | None,
+    ) -> str:
+        """The conversation up to the end of its last message's text."""
+        check_continues(messages)
+        *before, last = messages
+        mark = end_mark(messages)
+        # The mark also keeps spaces at the end, which many templates trim.
+        marked = replace(last, parts=(*last.parts, TextPart(mark)))
+        text = self.render(
+            [*before, marked],
+            template_args,
+            tools=tools,
+            reasoning_effort=reasoning_effort,
+            add_generation_prompt=False,
+        )
+        end = text.rfind(mark)
+        if end >= 0:
+            return text[:end]
+        # A template that leaves out what it does not expect there.
+        opening = self.render(before, template_args, tools=tools, reasoning_effort=reasoning_effort)
+        return opening + last.text
 
     # ------------------------------------------------------------ what to try
 
@@ -235,14 +286,19 @@ class ChatTemplate:
                 return {**extra, **variables}
         return dict(variables)
 
-    def _try(self, conversation: Conversation, variables: Mapping[str, Any]) -> str | Exception:
+    def _try(
+        self,
+        conversation: Conversation,
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool = True,
+    ) -> str | Exception:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             (text,), _ = render_jinja_template(
                 [conversation],
                 chat_template=self.source,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **{**self._variables, **variables},
             )
         # A template is a program: besides its own raise_exception it can fail in any way.

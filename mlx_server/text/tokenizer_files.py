@@ -1,19 +1,29 @@
-"""The files of a model folder that its tokenizer and its chat template are read from."""
+"""The files of a model that its tokenizer and its chat template are read from."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from mlx_server.errors import ModelLoadError
+from mlx_server.gguf import is_gguf
+from mlx_server.text.gguf_tokenizer import load_gguf
 
 _VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
 def load_hf(path: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model's folder or .gguf file, as transformers has it.
+
+    Raises:
+        ModelLoadError: Says in one line what is missing or wrong.
+    """
     from transformers import AutoTokenizer
 
+    if is_gguf(path):
+        return load_gguf(path)
     if not trust_remote_code and not any(
         found for pattern in _VOCABULARY_FILES for found in path.glob(pattern)
     ):
@@ -42,7 +52,7 @@ def read_template(given: str) -> str:
     if "{{" in given or "{%" in given:
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        return Path(os.path.expanduser(given)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(
             f"--chat-template {given}: {getattr(error, 'strerror', None) or error}; "

@@ -1,0 +1,58 @@
+"""What an engine tells: of a sequence in a step, and of itself."""
+
+from __future__ import annotations
+
+from mlx_server.core import FinishReason
+from mlx_server.engine.scheduler import Scheduler
+from mlx_server.engine.sequence import Sequence
+from mlx_server.exchange import Candidates, TokenOutput
+
+
+def report(
+    sequence: Sequence,
+    token_ids: tuple[int, ...],
+    reason: FinishReason | None,
+    logprobs: tuple[Candidates, ...],
+    prompt_logprobs: tuple[Candidates, ...],
+) -> TokenOutput:
+    """What a step did for a sequence; what is told only once is told with it."""
+    origin, sequence.origin = sequence.origin, None
+    started_at = None if sequence.announced else sequence.started_at
+    sequence.announced = True
+    return TokenOutput(
+        request_id=sequence.request.id,
+        index=sequence.index,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        prompt_tokens_done=sequence.num_prompt_done,
+        cached_tokens=sequence.num_cached_tokens,
+        finish_reason=reason,
+        origin=origin,
+        started_at=started_at,
+        truncated=sequence.truncated,
+        slot=sequence.last_slot if sequence.slot is None else sequence.slot,
+    )
+
+
+def figures(scheduler: Scheduler) -> dict[str, float]:
+    """What its scheduler, its cache and its prefixes come to; from any thread."""
+    cache, seating, prefixes = scheduler.cache, scheduler.seating, scheduler.seating.prefixes
+    seats = [s.seat for s in list(scheduler.running)] + [e.seat for e in list(prefixes)]
+    budget = cache.max_bytes
+    return {
+        "prompt_tokens_cached": seating.num_cached_tokens,
+        "prefix_hits": seating.num_hits,
+        "prefix_misses": seating.num_misses,
+        "preemptions": scheduler.num_preemptions,
+        "shifts": scheduler.num_shifts,
+        "running": len(scheduler.running),
+        "waiting": len(scheduler.waiting),
+        "slots": len(scheduler.slots),
+        "prefix_entries": len(prefixes),
+        "prefix_bytes": prefixes.nbytes,
+        "prefix_evictions": prefixes.num_evicted,
+        "kv_bytes": cache.nbytes,
+        "kv_budget_bytes": 0 if budget == float("inf") else int(budget),
+        "kv_tokens": sum(seat.length for seat in seats if seat is not None),
+    }
