@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mlx_server.api import DIALECTS
 from mlx_server.api.base import HttpRequest, JsonReply, Reply
-from mlx_server.core import GenerationRequest, ModelCard
+from mlx_server.config import Config
+from mlx_server.core import ChatPrompt, GenerationRequest, ModelCard, Prompt
 from mlx_server.deltas import (
     CallArguments,
     CallStarted,
@@ -27,6 +28,8 @@ from mlx_server.deltas import (
     Usage,
 )
 from mlx_server.errors import ModelNotFound
+from mlx_server.sampling_params import SamplingParams
+from mlx_server.services import ModelProps, Served, SystemPrompt
 
 CARDS = (
     ModelCard("org/loaded", 1700000000, loaded=True, root="/m/loaded", context_length=512),
@@ -34,9 +37,20 @@ CARDS = (
 )
 
 
+PROPS = ModelProps(
+    name="org/loaded", path="/m/loaded", alias="short", num_slots=4, context_length=512,
+    trained_length=2048, chat_template="", bos_token="<s>", eos_token="</s>", vocab_size=1000,
+    num_parameters=1, nbytes=1, embedding_size=8,
+)  # fmt: skip
+
+
 class FakeGeneration:
+    """Attributes: params, served: as a real one's, once the model is there."""
+
     def __init__(self, items: Iterable[Delta | Exception]) -> None:
         self.items = items
+        self.params: SamplingParams | None = None
+        self.served = Served(PROPS.path, PROPS.context_length)
         self.cancelled = False
 
     def __iter__(self) -> Iterator[Delta]:
@@ -58,17 +72,32 @@ class FakePool:
         *,
         refuse: Exception | None = None,
         not_ready: Exception | None = None,
+        config: Config = Config(),
     ) -> None:
+        self.config = config
+        self.system_prompt = SystemPrompt()
         self.generation = FakeGeneration(items)
         self.refuse = refuse
         self.not_ready = not_ready
         self.request: GenerationRequest | None = None
 
+    def render(self, model: str | None, prompt: ChatPrompt) -> str:
+        return "".join(f"<{message.role}>{message.text}" for message in prompt.messages)
+
     def generate(self, request: GenerationRequest) -> FakeGeneration:
         if self.refuse is not None:
             raise self.refuse
         self.request = request
+        options = {"seed": 7, **request.defaults, **request.options}
+        self.generation.params = SamplingParams(**options)
         return self.generation
+
+    def encode(self, model: str | None, prompt: Prompt) -> list[int]:
+        """A token for each message or character."""
+        return list(range(len(getattr(prompt, "messages", None) or prompt.text)))
+
+    def props(self) -> ModelProps:
+        return PROPS
 
     def current_model(self) -> str:
         return CARDS[0].id

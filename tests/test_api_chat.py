@@ -24,10 +24,12 @@ from hypothesis import strategies as st
 from mlx_server.api import DIALECTS
 from mlx_server.api.base import HttpRequest
 from mlx_server.api.fields import MAX_BIASED_TOKENS, MAX_DEPTH, got, mapping
-from mlx_server.api.openai import SYSTEM_FINGERPRINT, OpenAIDialect
+from mlx_server.api.llama_reply import timings_body
+from mlx_server.api.openai import OpenAIDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
+from mlx_server.api.openai_reply import SYSTEM_FINGERPRINT
 from mlx_server.api.openai_tools import MAX_TOOLS
-from mlx_server.deltas import Delta, Text, TokenLogprob, TopLogprob
+from mlx_server.deltas import Delta, Text, Timings, TokenLogprob, TopLogprob
 from mlx_server.errors import (
     AuthenticationError,
     ContextLengthExceeded,
@@ -197,7 +199,7 @@ OUT_OF_RANGE = {
     "presence_context_size": (-1,),
     "frequency_context_size": (-1,),
     "stop": ("", ["a", ""], ["a"] * 17, [1], {}),
-    "logit_bias": ({"x": 1}, {"-1": 1}, {"²": 1}, {"1": 101}, {"1": "a"}, {"1": True}, [1]),
+    "logit_bias": ({"": 1}, {"-1": 1}, {"x": -101}, {"1": 101}, {"1": "a"}, {"1": True}, [1]),
     "stream": (1, "true"),
     "stream_options": (True, []),
     "ignore_eos": ("no",),
@@ -271,7 +273,7 @@ def test_messages_are_required() -> None:
 )
 def test_an_image_is_refused_before_anything_else(part: dict) -> None:
     messages = [*HI["messages"], {"role": "user", "content": [text_part("a"), part]}]
-    with pytest.raises(RequestError, match="does not support images") as caught:
+    with pytest.raises(NotSupported, match="does not support images") as caught:
         parse(messages=messages, tools=[TOOL], response_format={"type": "json_object"})
     assert caught.value.param == "messages[1].content[1]"
 
@@ -335,7 +337,7 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict, param: str)
 def test_any_json_is_a_request_or_a_request_error(body: dict) -> None:
     try:
         request = OpenAIChat().parse(body)
-    except RequestError as error:
+    except (RequestError, NotSupported) as error:
         assert error.param.split("[")[0].split(".")[0] in ChatBody.model_fields
         json.dumps(OpenAIChat().error(error), allow_nan=False)
     else:
@@ -351,7 +353,7 @@ def test_json_of_any_depth_is_a_request_or_a_request_error(name: str, depth: int
         body = f'{{"messages": {hi}, "{name}": {value}}}'.encode()
         try:
             OpenAIChat().parse(HttpRequest("POST", CHAT, {}, {}, body).json())
-        except RequestError as error:
+        except (RequestError, NotSupported) as error:
             assert error.param is None or error.param.startswith(name)
 
 
@@ -406,6 +408,7 @@ def test_whole_reply(path: str) -> None:
             }
         ],
         "usage": USAGE,
+        "timings": timings_body(Timings()),
     }
 
 
@@ -552,7 +555,7 @@ def test_streamed_equals_collected(logprobs: bool | int, data: st.DataObject, n:
         (RequestError("m", param="p"), ("invalid_request_error", "p", None)),
         (
             ContextLengthExceeded(9, 8),
-            ("invalid_request_error", "messages", "context_length_exceeded"),
+            ("exceed_context_size_error", "messages", "context_length_exceeded"),
         ),
         (AuthenticationError("m"), ("authentication_error", None, "invalid_api_key")),
         (ModelNotFound("m", param="model"), ("invalid_request_error", "model", "model_not_found")),
@@ -570,7 +573,9 @@ def test_streamed_equals_collected(logprobs: bool | int, data: st.DataObject, n:
 def test_error_form(error: ServerError, expected: tuple) -> None:
     for dialect in (dialect for dialect in DIALECTS if isinstance(dialect, OpenAIDialect)):
         body = dialect.error(error)["error"]
-        assert list(body) == ["message", "type", "param", "code"]
+        sizes = ["n_prompt_tokens", "n_ctx"] if isinstance(error, ContextLengthExceeded) else []
+        assert list(body) == ["message", "type", "param", "code", *sizes]
+        assert [body[name] for name in sizes] == [9, 8][: len(sizes)]
         assert body["message"] == error.message
         assert (body["type"], body["param"], body["code"]) == expected
 

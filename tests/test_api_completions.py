@@ -11,8 +11,8 @@ from api_fakes import FakePool, add_logprobs, reply_body, reply_events, runs, to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_server.api.openai import SYSTEM_FINGERPRINT
 from mlx_server.api.openai_completions import CompletionBody, OpenAICompletions
+from mlx_server.api.openai_reply import SYSTEM_FINGERPRINT
 from mlx_server.core import TextPrompt, TokenPrompt
 from mlx_server.deltas import Text, TokenLogprob, TopLogprob
 from mlx_server.errors import RequestError
@@ -135,6 +135,7 @@ def test_whole_reply() -> None:
     body = reply_body(pool, COMPLETIONS, {"prompt": "a", "model": "m"})
     assert isinstance(body.pop("created"), int)
     assert body.pop("usage")["total_tokens"] == 8
+    assert body.pop("timings")["predicted_n"] == 0
     assert pool.request.id.startswith("cmpl-")
     assert body == {
         "id": pool.request.id,

@@ -226,6 +226,8 @@ def test_reasoning_stays_in_the_content_where_the_server_is_told_so(
     assert "</think>" in message.content
     assert calls_of(reply.choices[0]) == calls_of(split.choices[0])
     assert reply.usage.completion_tokens_details.reasoning_tokens == 0
+    own = {"max_thinking_tokens": 6, "reasoning_format": "none"}
+    assert both(thinking, **fields, extra_body=own).choices[0].message.content == message.content
 
 
 # ---------------------------------------------------------------- at once, and errors

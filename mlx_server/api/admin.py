@@ -14,11 +14,11 @@ LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailab
 class Admin(OpenAIDialect):
     def __init__(self) -> None:
         self.routes = tuple(
-            Route("GET", prefix + path, endpoint)
-            for path, endpoint in (
-                ("/models", self.models),
-                ("/models/{model:path}", self.model),
-                ("/health", self.health),
+            Route("GET", prefix + path, endpoint, summary)
+            for path, endpoint, summary in (
+                ("/models", self.models, "The models that requests can name"),
+                ("/models/{model:path}", self.model, "One model"),
+                ("/health", self.health, "Whether the model is loaded"),
             )
             for prefix in ("/v1", "")
         )

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import model_validator as check_model
 
+from mlx_server.api.described import Check, accepting
 from mlx_server.api.fields import (
-    Check,
     OptionalFlag,
     checked,
     flag,
@@ -46,12 +46,14 @@ _LARK_START = re.compile(r"^\s*[?!]?start\b[^:\n]*:", re.MULTILINE)
 # ---------------------------------------------------------------- values
 
 
+@accepting(dict[str, Any])
 def schema_object(value: Any) -> dict[str, Any]:
     """A JSON Schema that is an object, bounded in depth and size."""
     _write_schema(mapping(value))
     return value
 
 
+@accepting(dict[str, Any] | bool | str)
 def schema_text(value: Any) -> str:
     """A JSON Schema, or its JSON text, as JSON. The order of properties is kept."""
     if isinstance(value, str):
@@ -65,10 +67,12 @@ def schema_text(value: Any) -> str:
     return _write_schema(value if isinstance(value, bool) else mapping(value))
 
 
+@accepting(str)
 def grammar_text(value: Any) -> str:
     return _bound(text(value))
 
 
+@accepting(Annotated[list[str], Field(min_length=1, max_length=MAX_ALTERNATIVES)])
 def alternatives(value: Any) -> str:
     """A list of strings as a Lark grammar of which a reply is one."""
     if not isinstance(value, list) or not 0 < len(value) <= MAX_ALTERNATIVES:
@@ -96,7 +100,7 @@ def _bound(written: str) -> str:
 
 def _or_empty(check: Check) -> Check:
     """An empty string is absent, as null is."""
-    return lambda value: None if value == "" else check(value)
+    return accepting(check.accepts)(lambda value: None if value == "" else check(value))
 
 
 OptionalSchema = Annotated[str | None, optional(_or_empty(schema_text))]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Annotated, Any
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
+from mlx_server.api.described import Check, accepting, within
 from mlx_server.errors import RequestError
 from mlx_server.sampling_params import MAX_TOP_LOGPROBS
 
@@ -27,7 +29,7 @@ MAX_DEPTH = 64
 INT32_MAX = 2**31 - 1
 LIMIT_ALLOWED = "must be an integer of at least 1, or -1 (until the context is full)"
 
-Check = Callable[[Any], Any]
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 # ---------------------------------------------------------------- errors
@@ -76,6 +78,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
     if high == math.inf:
         allowed = f"must be a number of at least {low:g}"
 
+    @accepting(within(float, low, high))
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(allowed)
@@ -93,9 +96,12 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
 def integer(low: int | None = None, high: int | None = None) -> Check:
     """An integer within the bounds; a float without a fraction is one."""
     allowed = "must be an integer"
-    if low is not None:
+    if low is not None and low == high:
+        allowed = f"must be {low}"
+    elif low is not None:
         allowed += f" of at least {low}" if high is None else f" between {low} and {high}"
 
+    @accepting(within(int, low, high))
     def check(value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -108,12 +114,14 @@ def integer(low: int | None = None, high: int | None = None) -> Check:
     return check
 
 
+@accepting(bool)
 def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
 
 
+@accepting(str)
 def text(value: Any) -> str:
     """A string that can be encoded: JSON's escapes can spell halves of a character."""
     if not isinstance(value, str):
@@ -125,6 +133,7 @@ def text(value: Any) -> str:
     return value
 
 
+@accepting(dict[str, Any])
 def mapping(value: Any) -> dict[str, Any]:
     """A JSON object of bounded depth whose strings, wherever they are, can be encoded."""
     if not isinstance(value, dict):
@@ -144,6 +153,7 @@ def one_of(*allowed: str) -> Check:
     """One of the words."""
     names = ", ".join(f'"{word}"' for word in allowed)
 
+    @accepting(Literal[allowed])
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"must be {'one of ' if len(allowed) > 1 else ''}{names}")
@@ -152,6 +162,7 @@ def one_of(*allowed: str) -> Check:
     return check
 
 
+@accepting(dict[str, str])
 def text_mapping(value: Any) -> dict[str, str]:
     if not all(isinstance(item, str) for item in mapping(value).values()):
         raise ValueError("must be an object whose values are strings")
@@ -161,6 +172,7 @@ def text_mapping(value: Any) -> dict[str, str]:
 def at_most(limit: int) -> Check:
     """A list with at most so many entries; null is an empty one. Its entries are not looked at."""
 
+    @accepting(Annotated[list[Any], Field(max_length=limit)] | None)
     def check(value: Any) -> list[Any]:
         if value is None:
             return []
@@ -173,12 +185,14 @@ def at_most(limit: int) -> Check:
     return check
 
 
+@accepting(Annotated[dict[str, Any], Field(json_schema_extra={"required": ["type"]})])
 def typed_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise ValueError("must be an object with a `type`")
     return value
 
 
+@accepting(str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)])
 def stop_strings(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if (
@@ -192,24 +206,62 @@ def stop_strings(value: Any) -> tuple[str, ...]:
     return tuple(text(stop) for stop in stops)
 
 
-def bias_pairs(value: Any) -> tuple[tuple[int, float], ...]:
-    allowed = "must map token ids to numbers between -100 and 100"
-    if not isinstance(value, dict):
-        raise ValueError(allowed)
-    if len(value) > MAX_BIASED_TOKENS:
-        raise ValueError(f"must have at most {MAX_BIASED_TOKENS} entries")
-    in_range = number(-100, 100)
-    pairs = {}
-    for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= INT32_MAX):
-            raise ValueError(f"{allowed}; {got(key)} is not a token id")
-        try:
-            pairs[int(key)] = in_range(bias)
-        except ValueError:
-            raise ValueError(f"{allowed}; token {key} has {got(bias)}") from None
-    return tuple(pairs.items())
+class Biases(NamedTuple):
+    """Biases on token ids, and on texts: every token of one gets its bias."""
+
+    ids: tuple[tuple[int, float], ...]
+    texts: tuple[tuple[str, float], ...] = ()
 
 
+def biases(limit: float) -> Check:
+    """`logit_bias` as OpenAI's object or llama.cpp's list of pairs. A key may be a text, and
+    the bias `false`, which stands for never.
+
+    Args:
+        limit: The largest bias either way.
+    """
+    allowed = f"must map token ids or texts to numbers between {-limit:g} and {limit:g} or false"
+    in_range = number(-limit, limit)
+
+    def pairs(value: Any) -> Iterable[tuple[int | str, Any]]:
+        if isinstance(value, dict):
+            return [(int(key) if _NUMBER.fullmatch(key) else key, v) for key, v in value.items()]
+        if not isinstance(value, list):
+            raise ValueError(allowed)
+        for i, item in enumerate(value):
+            if not isinstance(item, list) or len(item) != 2:
+                raise ValueError(f"{allowed}; item {i} of the list is no pair")
+        return [(key, bias) for key, bias in value]
+
+    amount = within(float, -limit, limit) | Literal[False]
+    pair = Annotated[list[int | str | amount], Field(min_length=2, max_length=2)]
+
+    @accepting(dict[str, amount] | Annotated[list[pair], Field(max_length=MAX_BIASED_TOKENS)])
+    def check(value: Any) -> Biases:
+        if isinstance(value, dict | list) and len(value) > MAX_BIASED_TOKENS:
+            raise ValueError(f"must have at most {MAX_BIASED_TOKENS} entries")
+        ids: dict[int, float] = {}
+        texts: dict[str, float] = {}
+        for key, bias in pairs(value):
+            if bias is not False:
+                try:
+                    bias = in_range(bias)
+                except ValueError:
+                    raise ValueError(f"{allowed}; token {got(key)} has {got(bias)}") from None
+            amount = -math.inf if bias is False else bias
+            if isinstance(key, str) and key:
+                texts[text(key)] = amount
+            else:
+                try:
+                    ids[integer(0, INT32_MAX)(key)] = amount
+                except ValueError:
+                    raise ValueError(f"{allowed}; {got(key)} is not a token id") from None
+        return Biases(tuple(ids.items()), tuple(texts.items()))
+
+    return check
+
+
+@accepting(within(int, -1))
 def token_limit(value: Any) -> int:
     try:
         return integer(-1)(value)
@@ -217,14 +269,32 @@ def token_limit(value: Any) -> int:
         raise ValueError(LIMIT_ALLOWED) from None
 
 
+@accepting(within(int, -1, INT32_MAX))
 def top_k_or_all(value: Any) -> int:
     """-1 keeps all, as in vLLM, and so does 0."""
     return max(integer(-1, INT32_MAX)(value), 0)
 
 
+def required(check: Check) -> PlainValidator:
+    """The check as a field's validator."""
+    return PlainValidator(check, json_schema_input_type=check.accepts)
+
+
 def optional(check: Check) -> PlainValidator:
     """The check as a field's validator; null passes as None."""
-    return PlainValidator(lambda value: None if value is None else check(value))
+    return PlainValidator(
+        lambda value: None if value is None else check(value),
+        json_schema_input_type=check.accepts | None,
+    )
+
+
+def unchecked(kind: Any) -> PlainValidator:
+    """For a field that is looked at by hand.
+
+    Args:
+        kind: What is accepted, for /openapi.json.
+    """
+    return PlainValidator(lambda value: value, json_schema_input_type=kind)
 
 
 OptionalText = Annotated[str | None, optional(text)]

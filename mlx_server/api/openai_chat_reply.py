@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_server.api.base import Json
-from mlx_server.api.openai import (
+from mlx_server.api.openai_reply import (
     Choice,
     Logprobs,
     LogprobsRenderer,
@@ -19,8 +19,13 @@ class ChatFormatter(OpenAIFormatter):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, request: GenerationRequest, model: str) -> None:
-        super().__init__(request, model)
+    def __init__(
+        self,
+        request: GenerationRequest,
+        model: str,
+        max_tokens: int | None = None,
+    ) -> None:
+        super().__init__(request, model, max_tokens)
         self._legacy = request.format.legacy_calls
         if self._legacy:
             self._finish_reasons = {**self._finish_reasons, "tool_calls": "function_call"}

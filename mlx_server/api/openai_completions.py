@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from mlx_server.api.base import HttpRequest, Json, Pool, Reply, Route
+from pydantic import ConfigDict, Field
+
+from mlx_server.api.base import HttpRequest, Json, Pool, Reply, Route, also_get
+from mlx_server.api.described import within
 from mlx_server.api.fields import (
     INT32_MAX,
     OptionalFlag,
@@ -15,19 +18,17 @@ from mlx_server.api.fields import (
     optional,
     path,
     text,
+    unchecked,
     wrong,
 )
-from mlx_server.api.openai import (
-    DEFAULTS,
+from mlx_server.api.openai import DEFAULTS, OpenAIDialect, new_id, reply_model
+from mlx_server.api.openai_reply import (
     Choice,
     Logprobs,
     LogprobsRenderer,
-    OpenAIDialect,
     OpenAIFormatter,
     ReplyFormat,
     finite,
-    new_id,
-    reply_model,
 )
 from mlx_server.api.schema import MAX_CHOICES, GenerationFields, validate
 from mlx_server.core import GenerationRequest, Prompt, TextPrompt, TokenPrompt
@@ -37,8 +38,17 @@ from mlx_server.errors import RequestError
 # ---------------------------------------------------------------- the body
 
 
+_Ids = Annotated[list[within(int, 0, INT32_MAX)], Field(min_length=1)]
+_Texts = Annotated[list[str], Field(min_length=1)]
+_Prompts = str | _Ids | _Texts | Annotated[list[_Ids], Field(min_length=1)]
+
+
 class CompletionBody(GenerationFields):
-    prompt: Any
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "Once upon a time", "max_tokens": 32}}
+    )
+
+    prompt: Annotated[Any, unchecked(_Prompts)]
     echo: OptionalFlag = None
     suffix: OptionalText = None
     best_of: Annotated[int | None, optional(integer(1, MAX_CHOICES))] = None
@@ -51,7 +61,7 @@ class CompletionBody(GenerationFields):
                 "`suffix` is not supported: replies only continue the prompt. Leave it out.",
                 param="suffix",
             )
-        if self.best_of not in (None, 1, self.n or 1):
+        if self.best_of not in (None, 1, self.choices):
             raise wrong("best_of", "must be 1 or equal to `n`", self.best_of)
 
 
@@ -129,11 +139,16 @@ def _alternatives(token: TokenLogprob) -> dict[str, float] | None:
 
 class OpenAICompletions(OpenAIDialect):
     def __init__(self) -> None:
-        self.routes = (Route("POST", "/v1/completions", self.create),)
+        path, summary = "/v1/completions", "Complete a text (OpenAI)"
+        with_get = f"{summary}; the JSON body comes with GET"
+        self.routes = (
+            Route("POST", path, self.create, summary, CompletionBody),
+            Route("GET", path, also_get(self.create), with_get, CompletionBody),
+        )
 
     def create(self, http: HttpRequest, pool: Pool) -> Reply:
         request = self.parse(http.json())
-        formatter = CompletionFormatter(request, reply_model(request, pool))
+        formatter = CompletionFormatter(request, reply_model(request, pool), pool.config.max_tokens)
         return self.respond(http, pool, request, formatter)
 
     def parse(self, body: Json) -> GenerationRequest:
@@ -143,20 +158,26 @@ class OpenAICompletions(OpenAIDialect):
         fields.refuse_unsupported()
         echo = bool(fields.echo)
         options = fields.options(min_tokens=0 if echo else 1)
+        form: str | None = "llama" if fields.n_probs else None
         if fields.logprobs is not None:
+            form = "legacy"
             options["logprobs"] = fields.logprobs
+            options.pop("probs", None)
             if echo:
                 options["prompt_logprobs"] = fields.logprobs
+        shown = fields.prompt if len(prompts) > 1 else [fields.prompt]
         return GenerationRequest(
             id=new_id("cmpl"),
-            model=fields.model or None,
             prompts=prompts,
             options=options,
             defaults=DEFAULTS,
-            n=fields.n or 1,
-            adapters=fields.adapters or None,
             echo=echo,
             grammar=fields.constraint(),
-            stream=bool(fields.stream),
-            format=ReplyFormat(fields.include_usage, None if fields.logprobs is None else "legacy"),
+            format=ReplyFormat(
+                fields.include_usage,
+                form,
+                view=fields.view(prompts=tuple(shown)),
+                verbose=bool(fields.verbose),
+            ),
+            **fields.generation_fields(),
         )

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from pydantic import model_validator as check_model
 
-from mlx_server.api.fields import OptionalText, one_of, optional, path, text
+from mlx_server.api.described import accepting
+from mlx_server.api.fields import OptionalText, one_of, optional, path, required, text
 from mlx_server.core import ImagePart, Message, TextPart, ToolCall
-from mlx_server.errors import RequestError
+from mlx_server.errors import NotSupported, RequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -21,6 +22,7 @@ _IMAGE_TYPES = ("image_url", "input_image")
 # ---------------------------------------------------------------- fields
 
 
+@accepting(str | Annotated[dict[str, Any], Field(json_schema_extra={"required": ["url"]})])
 def _image_url(value: Any) -> str:
     url = value.get("url") if isinstance(value, dict) else value
     if not isinstance(url, str):
@@ -43,6 +45,7 @@ def _null_as_empty(value: Any) -> Any:
     return [] if value is None else value
 
 
+@accepting(str)
 def _arguments(value: Any) -> str:
     """Clients write none as an empty string; templates and the model get an object."""
     return text(value) or "{}"
@@ -51,7 +54,7 @@ def _arguments(value: Any) -> str:
 class _Part(BaseModel):
     """A part of a message's content."""
 
-    type: Annotated[str, PlainValidator(one_of(*_TEXT_FIELDS, *_IMAGE_TYPES))]
+    type: Annotated[str, required(one_of(*_TEXT_FIELDS, *_IMAGE_TYPES))]
     text: OptionalText = None
     refusal: OptionalText = None
     image_url: Annotated[str | None, optional(_image_url)] = None
@@ -69,15 +72,15 @@ class _Part(BaseModel):
         return TextPart(getattr(self, _TEXT_FIELDS[self.type]))
 
 
-class _Function(BaseModel):
-    name: Annotated[str, PlainValidator(text)]
-    arguments: Annotated[str, PlainValidator(_arguments)]
+class _CalledFunction(BaseModel):
+    name: Annotated[str, required(text)]
+    arguments: Annotated[str, required(_arguments)]
 
 
 class _ToolCall(BaseModel):
-    id: Annotated[str, PlainValidator(text)]
-    type: Annotated[str, PlainValidator(one_of("function"))] = "function"
-    function: _Function
+    id: Annotated[str, required(text)]
+    type: Annotated[str, required(one_of("function"))] = "function"
+    function: _CalledFunction
 
 
 class ChatMessage(BaseModel):
@@ -85,12 +88,20 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    role: Annotated[str, PlainValidator(one_of(*ROLES))]
-    content: Annotated[list[_Part], FailFast(), BeforeValidator(_as_parts)] = []
+    role: Annotated[str, required(one_of(*ROLES))]
+    content: Annotated[
+        list[_Part],
+        FailFast(),
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[_Part] | None),
+    ] = []
     name: OptionalText = None
-    tool_calls: Annotated[list[_ToolCall], FailFast(), BeforeValidator(_null_as_empty)] = []
+    tool_calls: Annotated[
+        list[_ToolCall],
+        FailFast(),
+        BeforeValidator(_null_as_empty, json_schema_input_type=list[_ToolCall] | None),
+    ] = []
     tool_call_id: OptionalText = None
-    function_call: _Function | None = None
+    function_call: _CalledFunction | None = None
     reasoning_content: OptionalText = None
     reasoning: OptionalText = None
 
@@ -119,7 +130,8 @@ def read_messages(sent: Iterable[ChatMessage]) -> tuple[Message, ...]:
     conversation, so that its prompt goes on repeating itself.
 
     Raises:
-        RequestError: A message is wrong beside the others, or has an image; its path is named.
+        RequestError: A message is wrong beside the others; its path is named.
+        NotSupported: One has an image; its path is named.
     """
     messages: list[Message] = []
     open_calls: list[ToolCall] = []
@@ -141,13 +153,13 @@ def _refuse_images(message: Message, i: int) -> None:
     """The chat template would refuse them too, but only once the model is loaded."""
     for j, part in enumerate(message.parts):
         if isinstance(part, ImagePart):
-            raise RequestError(
+            raise NotSupported(
                 "This server does not support images; send text parts only.",
                 param=path(("messages", i, "content", j)),
             )
 
 
-def _with_function_call(message: Message, function: _Function, i: int) -> Message:
+def _with_function_call(message: Message, function: _CalledFunction, i: int) -> Message:
     if message.tool_calls:
         param = path(("messages", i, "function_call"))
         raise RequestError(f"`{param}` cannot stand beside `tool_calls`.", param=param)

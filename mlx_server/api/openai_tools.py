@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from mlx_server.api.constraints import schema_object
+from mlx_server.api.described import accepting
 from mlx_server.api.fields import (
     OptionalFlag,
     OptionalText,
@@ -18,6 +19,7 @@ from mlx_server.api.fields import (
     one_of,
     optional,
     path,
+    required,
     wrong,
 )
 from mlx_server.core import Grammar, Tool, ToolUse
@@ -32,6 +34,7 @@ _NAMES_TOLD = 20
 # ---------------------------------------------------------------- fields
 
 
+@accepting(Annotated[str, Field(pattern=f"^{_NAME.pattern}$")])
 def function_name(value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
@@ -40,12 +43,14 @@ def function_name(value: Any) -> str:
     return value
 
 
+@accepting(Literal["none", "auto", "required"] | dict[str, Any])
 def _tool_choice(value: Any) -> str | dict[str, Any]:
     if isinstance(value, dict) or value in ("none", "auto", "required"):
         return value
     raise ValueError('must be "none", "auto", "required" or an object')
 
 
+@accepting(Literal["none", "auto"] | dict[str, Any])
 def _function_call(value: Any) -> str | dict[str, Any]:
     if isinstance(value, dict) or value in ("none", "auto"):
         return value
@@ -53,7 +58,7 @@ def _function_call(value: Any) -> str | dict[str, Any]:
 
 
 class _Function(BaseModel):
-    name: Annotated[str, PlainValidator(function_name)]
+    name: Annotated[str, required(function_name)]
     description: OptionalText = None
     parameters: Annotated[dict[str, Any] | None, optional(schema_object)] = None
     strict: OptionalFlag = None  # calls are held to the schema either way
@@ -63,7 +68,7 @@ class _Function(BaseModel):
 
 
 class _Tool(BaseModel):
-    type: Annotated[str, PlainValidator(one_of("function"))] = "function"
+    type: Annotated[str, required(one_of("function"))] = "function"
     function: _Function
 
 
@@ -72,10 +77,18 @@ class ToolFields(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    tools: Annotated[list[_Tool], FailFast(), BeforeValidator(at_most(MAX_TOOLS))] = []
+    tools: Annotated[
+        list[_Tool],
+        FailFast(),
+        BeforeValidator(at_most(MAX_TOOLS), json_schema_input_type=list[_Tool] | None),
+    ] = []
     tool_choice: Annotated[str | dict[str, Any] | None, optional(_tool_choice)] = None
     parallel_tool_calls: OptionalFlag = None  # without a meaning where there are no tools
-    functions: Annotated[list[_Function], FailFast(), BeforeValidator(at_most(MAX_TOOLS))] = []
+    functions: Annotated[
+        list[_Function],
+        FailFast(),
+        BeforeValidator(at_most(MAX_TOOLS), json_schema_input_type=list[_Function] | None),
+    ] = []
     function_call: Annotated[str | dict[str, Any] | None, optional(_function_call)] = None
 
     def tooling(self) -> Tooling:

@@ -13,13 +13,14 @@ from pydantic import BaseModel, ValidationError
 from mlx_server.api.constraints import ConstraintFields
 from mlx_server.api.fields import (
     LIMIT_ALLOWED,
+    Biases,
     OptionalFlag,
     OptionalSize,
     OptionalText,
     Penalty,
     Probability,
     TokenLimit,
-    bias_pairs,
+    biases,
     integer,
     number,
     optional,
@@ -28,6 +29,7 @@ from mlx_server.api.fields import (
     top_k_or_all,
     wrong,
 )
+from mlx_server.api.llama_fields import LlamaFields
 from mlx_server.errors import RequestError
 
 MAX_CHOICES = 128
@@ -62,6 +64,17 @@ def _reason(error: Any) -> str:
     return _REASONS.get(error["type"], error["msg"])
 
 
+def agreed(values: dict[str, Any]) -> Any:
+    """What all of the fields say that are given. Raises RequestError where two differ."""
+    given = [(param, value) for param, value in values.items() if value is not None]
+    for param, value in given[1:]:
+        if value != given[0][1]:
+            raise RequestError(
+                f"`{given[0][0]}` and `{param}` must be equal where both are given.", param=param
+            )
+    return given[0][1] if given else None
+
+
 # ---------------------------------------------------------------- fields of every route
 
 
@@ -69,7 +82,7 @@ class StreamOptions(BaseModel):
     include_usage: OptionalFlag = None
 
 
-class GenerationFields(ConstraintFields):
+class GenerationFields(ConstraintFields, LlamaFields):
     """What chat and legacy completions have in common."""
 
     model: OptionalText = None
@@ -88,13 +101,18 @@ class GenerationFields(ConstraintFields):
     max_completion_tokens: TokenLimit = None
     stop: Annotated[tuple[str, ...] | None, optional(stop_strings)] = None
     ignore_eos: OptionalFlag = None
-    logit_bias: Annotated[tuple[tuple[int, float], ...] | None, optional(bias_pairs)] = None
+    logit_bias: Annotated[Biases | None, optional(biases(100))] = None
     repetition_penalty: Annotated[float | None, optional(number(0.01, 100))] = None
     repetition_context_size: OptionalSize = None
     presence_penalty: Penalty = None
     presence_context_size: OptionalSize = None
     frequency_penalty: Penalty = None
     frequency_context_size: OptionalSize = None
+
+    @property
+    def choices(self) -> int:
+        """Replies to each prompt."""
+        return agreed({"n": self.n, "n_cmpl": self.n_cmpl}) or 1
 
     @property
     def include_usage(self) -> bool:
@@ -108,6 +126,13 @@ class GenerationFields(ConstraintFields):
         """
         values = {name: getattr(self, name) for name in _SAME_NAME}
         options = {name: value for name, value in values.items() if value is not None}
+        options |= self.llama_options()
+        penalties = ("repetition_penalty", "repeat_penalty")
+        penalty = agreed({name: getattr(self, name) for name in penalties})
+        if penalty is not None:
+            options["repetition_penalty"] = penalty
+        if self.logit_bias is not None:
+            options["logit_bias"] = self.logit_bias.ids
         if self.seed is not None:
             options["seed"] = None if self.seed == -1 else self.seed % 2**63
         for name in ("max_tokens", "max_completion_tokens"):  # the later one wins
@@ -116,6 +141,8 @@ class GenerationFields(ConstraintFields):
                 if limit != -1 and limit < min_tokens:
                     raise wrong(name, LIMIT_ALLOWED, limit)
                 options["max_tokens"] = None if limit == -1 else limit
+        if self.n_predict is not None:  # llama.cpp's own name, where 0 computes the prompt
+            options["max_tokens"] = None if self.n_predict < 0 else self.n_predict
         windows = {self.presence_context_size, self.frequency_context_size} - {None}
         if len(windows) > 1:
             raise RequestError(
@@ -128,6 +155,23 @@ class GenerationFields(ConstraintFields):
             options["penalty_context_size"] = windows.pop()
         return options
 
+    def generation_fields(self) -> dict[str, Any]:
+        """The fields of a `GenerationRequest` that every route has in common.
+
+        Raises:
+            NotSupported: The body has images beside its text.
+        """
+        self.refuse_images()
+        texts = () if self.logit_bias is None else self.logit_bias.texts
+        return {
+            "model": self.model or None,
+            "n": self.choices,
+            "adapters": self.adapters or None,
+            "stream": bool(self.stream),
+            "text_options": self.text_options(texts),
+            **self.request_fields(),
+        }
+
 
 _SAME_NAME = (
     "temperature",
@@ -136,8 +180,6 @@ _SAME_NAME = (
     "min_p",
     "stop",
     "ignore_eos",
-    "logit_bias",
-    "repetition_penalty",
     "repetition_context_size",
     "presence_penalty",
     "frequency_penalty",
