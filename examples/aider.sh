@@ -11,7 +11,8 @@
 #     bundled demo model writes an edit that aider can apply
 set -euo pipefail
 url="${MLX_SERVER_URL:-http://127.0.0.1:8080}"
-model="${MODEL:-$(curl --silent --show-error --fail "$url/v1/models" |
+key="${OPENAI_API_KEY:-sk-local}"
+model="${MODEL:-$(curl --silent --show-error --fail -H "Authorization: Bearer $key" "$url/v1/models" |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["id"])')}"
 
 work="$(mktemp -d)"
@@ -42,7 +43,7 @@ git init --quiet
 git -c user.name=example -c user.email=example@localhost add hello.py
 git -c user.name=example -c user.email=example@localhost commit --quiet -m "Say hello"
 
-export OPENAI_API_BASE="$url/v1" OPENAI_API_KEY="${OPENAI_API_KEY:-sk-local}"
+export OPENAI_API_BASE="$url/v1" OPENAI_API_KEY="$key"
 export LITELLM_LOCAL_MODEL_COST_MAP=True
 export GIT_AUTHOR_NAME=example GIT_AUTHOR_EMAIL=example@localhost
 export GIT_COMMITTER_NAME=example GIT_COMMITTER_EMAIL=example@localhost

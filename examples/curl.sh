@@ -5,18 +5,19 @@
 #     MLX_SERVER_URL=http://127.0.0.1:8080 examples/curl.sh "Hello"
 set -euo pipefail
 url="${MLX_SERVER_URL:-http://127.0.0.1:8080}"
+key="Authorization: Bearer ${OPENAI_API_KEY:-not-needed}"
 question="${1:-Hello}"
 # JSON-quote the question, whatever it contains.
 quoted="$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1]))' "$question")"
 
 post() {
     curl --silent --show-error --fail-with-body --no-buffer \
-        -H 'Content-Type: application/json' -d "$2" "$url$1"
+        -H "$key" -H 'Content-Type: application/json' -d "$2" "$url$1"
     echo
 }
 
 echo "# models"
-curl --silent --show-error --fail-with-body "$url/v1/models"
+curl --silent --show-error --fail-with-body -H "$key" "$url/v1/models"
 echo
 
 echo "# chat"

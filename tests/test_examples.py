@@ -18,6 +18,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
     "openai_client.py": r"(?s)# whole reply.*# the same, streamed.*# log-probabilities",
     "streaming.py": r"\d+ chunks in 6 streams",
+    "embeddings.py": r"(?m)^-?[01]\.\d{3}  .+\n(.+\n){2}\d+ numbers each",
+    "llama_server.py": r'(?s)slots, context.*streamed: the same\nby a schema: \{"steps": -?\d+\}',
     "tools.py": r"\A(calculate|clock)\(\{.*\}\) -> .+\n.",
     "structured.py": r"(?s)Meeting\(people=\[.*\d\d:\d\d.*\b(yes|no|cannot be told)\n\Z",
     "curl.sh": r'(?s)"content":"(yes|no), [a-z]{3,12}\..*"name":"greet"',
@@ -26,7 +28,7 @@ SHOWS = {
 
 @pytest.fixture(scope="module")
 def server(serve) -> HttpServer:
-    return serve()
+    return serve(api_key=("sesame",))
 
 
 @pytest.mark.parametrize("name", SHOWS)
@@ -36,7 +38,7 @@ def test_it_runs(server: HttpServer, name: str) -> None:
         pytest.skip("bash or curl is not installed")
     found = subprocess.run(
         [runner, str(EXAMPLES / name)],
-        env={**os.environ, "MLX_SERVER_URL": server.url},
+        env={**os.environ, "MLX_SERVER_URL": server.url, "OPENAI_API_KEY": "sesame"},
         capture_output=True,
         text=True,
         timeout=120,
