@@ -10,9 +10,7 @@ from typing import Any
 from mlx_server.config import Config
 from mlx_server.core import GenerationRequest, Grammar, TextOptions
 from mlx_server.errors import ModelLoadError
-
-DRY_BREAKERS = ("\n", ":", '"', "*")
-"""llama.cpp's own."""
+from mlx_server.sampling_params import DRY_BREAKERS
 
 UNTIL_FULL = -2
 """The `--n-predict` with which replies end where the context does."""

@@ -127,7 +127,9 @@ class LLM:
                 zip(prompts, request.prompts, forms, strict=True)
             )
         ]
-        served = Served(self.path, self.context_length)
+        grammar = request.grammar.text if request.grammar is not None else ""
+        breakers = self.defaults.text_options(request).dry_breakers or ()
+        served = Served(self.path, self.context_length, grammar, breakers)
         return Generation(
             self.name, self.worker, self.tokenizer, request, requests, forms, served, self.observe
         )

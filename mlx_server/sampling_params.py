@@ -97,6 +97,9 @@ class SamplingParams:
     n_keep: int | None = None
 
 
+DRY_BREAKERS = ("\n", ":", '"', "*")
+"""The texts that no repetition goes across, as llama.cpp has them."""
+
 SAMPLERS = (
     "penalties",
     "dry",

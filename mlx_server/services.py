@@ -131,14 +131,18 @@ class SystemPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model that answers a request.
+    """The model that answers a request, and what it makes of what the request left open.
 
     Args:
         context_length: Tokens that fit one.
+        grammar: What its replies follow; empty: nothing.
+        dry_breakers: See `core.TextOptions`.
     """
 
     path: str
     context_length: int
+    grammar: str = ""
+    dry_breakers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

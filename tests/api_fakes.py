@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from mlx_server.deltas import (
     Usage,
 )
 from mlx_server.errors import ModelNotFound
-from mlx_server.sampling_params import SamplingParams
+from mlx_server.sampling_params import DRY_BREAKERS, SamplingParams
 from mlx_server.services import ModelProps, Served, SystemPrompt
 
 CARDS = (
@@ -90,6 +91,12 @@ class FakePool:
         self.request = request
         options = {"seed": 7, **request.defaults, **request.options}
         self.generation.params = SamplingParams(**options)
+        text = request.text_options
+        self.generation.served = replace(
+            self.generation.served,
+            grammar=request.grammar.text if request.grammar else "",
+            dry_breakers=DRY_BREAKERS if text is None else text.dry_breakers or DRY_BREAKERS,
+        )
         return self.generation
 
     def encode(self, model: str | None, prompt: Prompt) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from llama_asking import GREEDY, ONCE, complete, essence, post, refused, together
+from llama_asking import GREEDY, ONCE, complete, essence, get, post, refused, together
 
 from mlx_server.server.http import HttpServer
 
@@ -230,8 +230,15 @@ def test_grammars(server: HttpServer) -> None:
 
 
 def test_the_command_lines_grammar_applies_unless_a_request_has_one(serve, stories) -> None:
-    server = serve(model=str(stories / "stories260k"), grammar='root ::= " never"')
-    assert complete(server, n_predict=20)["content"] == " never"
+    flags = {"grammar": 'root ::= " never"', "dry_sequence_breaker": ("!",)}
+    server = serve(model=str(stories / "stories260k"), **flags)
+    reply = complete(server, n_predict=20)
+    assert reply["content"] == " never"
+    for settings in (
+        reply["generation_settings"], get(server, "/props")["default_generation_settings"],
+    ):  # fmt: skip
+        assert settings["grammar"] == flags["grammar"]
+        assert settings["dry_sequence_breakers"] == ["!"]
     assert complete(server, n_predict=20, grammar='root ::= " once"')["content"] == " once"
     error = refused(server, 400, "/completion", {"prompt": "a", "grammar": "x"})
     assert error["message"].startswith("Failed to parse grammar")

@@ -22,6 +22,7 @@ from mlx_server.errors import (
     Unavailable,
 )
 from mlx_server.pool import ModelPool
+from mlx_server.sampling_params import DRY_BREAKERS
 from mlx_server.services import Served
 
 PROMPT = "Once upon a time"
@@ -150,7 +151,7 @@ def test_the_least_recently_used_model_goes_when_its_rows_are_done(
     assert other and other[0].startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == ["chat"]
     # Who reads the reply only now can still tell which model it is of.
-    assert generation.served == Served(str(stories / "stories260k"), 512)
+    assert generation.served == Served(str(stories / "stories260k"), 512, "", DRY_BREAKERS)
     # Without a name the model that is loaded answers; by its name the first one returns.
     assert ask(pool).startswith(BASE)
     assert [c.id for c in pool.cards() if c.loaded] == ["chat"]

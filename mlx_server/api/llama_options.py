@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_server.api.llama_limits import NO_LIMITS, Limits
-from mlx_server.sampling_params import SAMPLERS, SamplingParams
-
-DRY_BREAKERS = ("\n", ":", '"', "*")
+from mlx_server.sampling_params import DRY_BREAKERS, SAMPLERS, SamplingParams
 
 DEFAULTS: Mapping[str, Any] = {
     "temperature": 0.8,

@@ -139,7 +139,14 @@ def _adapter_scales(body: bytes) -> list[AdapterScale]:
 def props_body(props: ModelProps, config: Config, system: SystemPrompt) -> Json:
     """The document's form and today's. `default_generation_settings` are /completion's."""
     defaults: Mapping[str, Any] = {**DEFAULTS, "n_keep": config.keep, **props.defaults}
-    settings = settings_body(defaults, context_length=props.context_length, model=props.path)
+    breakers = [text for text in config.dry_sequence_breaker if text != "none"]
+    settings = settings_body(
+        defaults,
+        context_length=props.context_length,
+        model=props.path,
+        grammar=config.json_schema or config.grammar,
+        dry_sequence_breakers=breakers if config.dry_sequence_breaker else None,
+    )
     return {
         "assistant_name": system.assistant_name,
         "user_name": system.anti_prompt,

@@ -177,9 +177,9 @@ class LlamaFormatter(Watching):
             return_tokens=view.tokens,
             stream=request.stream,
             cache_prompt=request.reuse,
-            grammar=request.grammar.text if request.grammar else None,
+            grammar=self.served.grammar,
             penalize_nl=text.penalize_nl if text else None,
-            dry_sequence_breakers=list(text.dry_breakers) if text and text.dry_breakers else None,
+            dry_sequence_breakers=list(self.served.dry_breakers),
             lora=[{"id": i, "scale": scale} for i, scale in request.adapter_scales or ()],
         )
 
