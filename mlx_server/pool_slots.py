@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ MAX_FILENAME = 255
 """Bytes of a saved slot's name, as file systems have it."""
 
 
-class PoolBase:
+class PoolBase(ABC):
     """What every part of `pool.ModelPool` has. Thread-safe."""
 
     config: Config
@@ -40,11 +41,13 @@ class PoolBase:
     recent: Recent
     system_prompt: SystemPrompt
 
+    @abstractmethod
     def check_ready(self) -> None:
-        raise NotImplementedError
+        """Raises Unavailable while the model is loading, ModelLoadError if that failed."""
 
+    @abstractmethod
     def current_model(self) -> str:
-        raise NotImplementedError
+        """The id of the model that a request without a name gets."""
 
     def _entry(self, model: str | None = None) -> Entry:
         """The model in memory that a name means. Raises Unavailable, ModelNotFound."""
