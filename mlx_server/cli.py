@@ -53,10 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _misplaced(config: Config) -> str | None:
-    """What is wrong with the places that are written to only later, in one line."""
+    """What is wrong with the places that are written to only later, in one line. The folder for
+    slots is made if only it is missing."""
     folder, trace = config.slot_save_path, config.trace_file
-    if folder is not None and not Path(os.path.expanduser(folder)).is_dir():
-        return f"--slot-save-path {folder}: there is no such folder"
+    if folder is not None:
+        try:
+            # What is saved there holds what people wrote.
+            Path(os.path.expanduser(folder)).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            return f"--slot-save-path {folder}: {error.strerror or error}"
     if trace is not None:
         file = Path(os.path.expanduser(trace))
         if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):

@@ -438,7 +438,7 @@ class Config:
         True, "answer GET /slots", boolean, env=("LLAMA_ARG_ENDPOINT_SLOTS",), group="slots"
     )
     slot_save_path: str | None = option(
-        None, "folder for saved slots; without it they are not saved",
+        None, "folder for saved slots, made if it is missing; without it they are not saved",
         env=("LLAMA_ARG_SLOT_SAVE_PATH",), group="slots",
     )  # fmt: skip
     slot_prompt_similarity: float = option(

@@ -188,7 +188,3 @@ def _model_among(words: Sequence[str], result: argparse.ArgumentParser) -> str |
     if len(rest) > 1:
         result.error(f"expected one model, not {len(rest)}: {' '.join(rest)}")
     return rest[0] if rest else None
-
-
-def read_config(argv: Sequence[str] | None) -> Config:
-    return read_command(argv)[0]

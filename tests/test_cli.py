@@ -17,10 +17,14 @@ import pytest
 import requests
 
 from mlx_server.config import Config
-from mlx_server.flags import read_config
+from mlx_server.flags import read_command
 
 COMMAND = [sys.executable, "-m", "mlx_server"]
 HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "pydantic", "jinja2")
+
+
+def read(argv: list[str]) -> Config:
+    return read_command(argv)[0]
 
 
 def output_of(code: str) -> str:
@@ -67,7 +71,7 @@ def test_flags_come_before_the_environment_and_that_before_the_defaults(monkeypa
     monkeypatch.setenv("MLX_SERVER_TEMP", "0.5")
     monkeypatch.setenv("MLX_SERVER_LORA", "a=x,b=y")
     monkeypatch.setenv("MLX_SERVER_STRICT_MODEL_NAMES", "true")
-    config = read_config(["--temp", "0.25", "--allowed-origins", '["http://a", "http://b"]'])
+    config = read(["--temp", "0.25", "--allowed-origins", '["http://a", "http://b"]'])
     assert (config.port, config.temp, config.host) == (1234, 0.25, Config().host)
     assert config.lora == ("a=x", "b=y")
     assert config.strict_model_names
@@ -93,7 +97,7 @@ def test_flags_come_before_the_environment_and_that_before_the_defaults(monkeypa
     ],
 )
 def test_flags(flags: list[str], values: dict) -> None:
-    config = read_config(flags)
+    config = read(flags)
     assert {name: getattr(config, name) for name in values} == values
 
 
@@ -122,7 +126,7 @@ def test_flags(flags: list[str], values: dict) -> None:
 )
 def test_wrong_flags_are_named(flags: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit) as error:
-        read_config(flags)
+        read(flags)
     assert error.value.code == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("mlx_server: error: ") and message in last
@@ -141,7 +145,7 @@ def test_wrong_flags_are_named(flags: list[str], message: str, capsys) -> None:
 def test_a_wrong_variable_is_named(name: str, text: str, monkeypatch, capsys) -> None:
     monkeypatch.setenv(name, text)
     with pytest.raises(SystemExit) as error:
-        read_config([])
+        read([])
     assert error.value.code == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("mlx_server: error: ") and f"{name}={text!r}" in last
@@ -193,6 +197,22 @@ def test_a_place_that_is_not_there_is_one_line(flag: str, tmp_path: Path) -> Non
         found = subprocess.run([*COMMAND, flag, str(place)], capture_output=True, text=True)
         assert found.returncode == 1
         assert len(found.stderr.splitlines()) == 1 and f"{flag} {place}: " in found.stderr
+
+
+def test_the_folder_for_slots_is_made_and_the_trace_written(stories: Path, tmp_path: Path) -> None:
+    folder, trace = tmp_path / "slots", tmp_path / "trace.json"
+    flags = ["--slot-save-path", str(folder), "--trace-file", str(trace)]
+    with running("--model", str(stories / "stories260k"), *flags) as (process, url):
+        wait_until_ready(url)
+        body = {"prompt": "Once", "n_predict": 4}
+        assert requests.post(f"{url}/completion", json=body, timeout=60).ok
+        save = {"filename": "a.bin"}
+        assert requests.post(f"{url}/slots/0?action=save", json=save, timeout=60).ok
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert [file.name for file in folder.iterdir()] == ["a.bin"]
+    assert folder.stat().st_mode & 0o077 == 0
+    assert any(event["name"] == "decode" for event in json.loads(trace.read_text()))
 
 
 def test_a_model_may_stand_behind_serve(stories: Path) -> None:

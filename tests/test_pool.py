@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from conftest import running_pool
 
@@ -23,7 +24,7 @@ from mlx_server.errors import (
 )
 from mlx_server.pool import ModelPool
 from mlx_server.sampling_params import DRY_BREAKERS
-from mlx_server.services import Served
+from mlx_server.services import EmbeddingRequest, Served
 
 PROMPT = "Once upon a time"
 BASE = ", there was a little girl named Lily."
@@ -373,3 +374,30 @@ def test_a_download_is_no_way_out_of_the_start_directory(
     pool = open_pool(tmp_path, model=str(stories / "stories260k"), allow_download=True)
     with pytest.raises(RequestError, match="mm/esc"):
         ask(pool, "mm/esc")
+
+
+def test_what_the_command_line_says_of_the_model_reaches_it(
+    open_pool, stories: Path, tmp_path: Path
+) -> None:
+    """Positions, control vectors, the device and how embeddings are made."""
+    model, vector = str(stories / "stories260k"), tmp_path / "v.gguf"
+    values = mx.full((64,), 3.0)
+    metadata = {"general.architecture": "controlvector", "controlvector.model_hint": "llama"}
+    mx.save_gguf(str(vector), {"direction.1": values, "direction.2": values}, metadata)
+    plain = open_pool(model=model, device="cpu")
+    assert ask(plain).startswith(BASE)
+    assert ask(open_pool(model=model, control_vector_scaled=((str(vector), 0.0),))) == ask(plain)
+    for settings in (
+        {"rope_freq_base": 50.0},
+        {"rope_scaling": "linear", "rope_scale": 8.0},
+        {"rope_scaling": "yarn", "rope_scale": 8.0, "yarn_ext_factor": 0.0},
+        {"control_vector": (str(vector),)},
+        {"control_vector": (str(vector),), "control_vector_layer_range": (2, 4)},
+    ):
+        assert not ask(open_pool(model=model, **settings)).startswith(BASE), settings
+    asked = EmbeddingRequest(None, (TextPrompt("Once upon a time"),))
+    mean, last = (
+        open_pool(model=model, pooling=pooling).embed(asked, lambda: False).vectors
+        for pooling in ("mean", "last")
+    )
+    assert mean == plain.embed(asked, lambda: False).vectors != last
