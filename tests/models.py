@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama as reference
 
@@ -109,3 +110,16 @@ def run(engine: Engine, *requests: EngineRequest, into: Collected | None = None)
             return found
         found.take(engine.step())
     raise AssertionError("the engine does not come to an end")
+
+
+def lose_a_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have reading the engine's nth pass fail, and no other."""
+    calls, read = [], engine.runner.read
+
+    def unlucky(flight):
+        calls.append(flight)
+        if len(calls) == number:
+            raise RuntimeError("lost")
+        return read(flight)
+
+    monkeypatch.setattr(engine.runner, "read", unlucky)

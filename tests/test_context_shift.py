@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from models import CONFIG, Collected, make_engine, make_pair, random_prompts, request, run
+from models import (
+    CONFIG,
+    Collected,
+    lose_a_pass,
+    make_engine,
+    make_pair,
+    random_prompts,
+    request,
+    run,
+)
 from zoo_models import CONTEXT, EXTRA, MODELS, module_of
 
 from mlx_server.cache.storage import Quantization
@@ -185,16 +194,8 @@ def test_preempted_rows_are_shifted_as_well(ours) -> None:
 
 @pytest.mark.parametrize("after", [3, 20, 29, 30, 31, 60])
 def test_a_failed_pass_loses_nothing(ours, alone, monkeypatch, after: int) -> None:
-    engine, calls = make_short(ours), []
-    read = engine.runner.read
-
-    def unlucky(flight):
-        calls.append(flight)
-        if len(calls) == after:
-            raise RuntimeError("lost")
-        return read(flight)
-
-    monkeypatch.setattr(engine.runner, "read", unlucky)
+    engine = make_short(ours)
+    lose_a_pass(engine, monkeypatch, after)
     found = run(engine, *mixture())
     assert not found.errors
     assert replies(found, mixture()) == alone

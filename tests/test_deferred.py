@@ -8,7 +8,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from models import Collected, make_engine, make_pair, random_prompts, request, run
+from models import Collected, lose_a_pass, make_engine, make_pair, random_prompts, request, run
 
 MEMORY = [
     {"temperature": 1.0, "seed": 1, "mirostat": 1, "mirostat_tau": 3.0, "mirostat_eta": 0.3},
@@ -89,16 +89,8 @@ def test_a_pass_that_fails_is_not_remembered(pair, monkeypatch, after: int) -> N
     _, ours = pair
     requests = remembering()
     expected = run(make_engine(ours), *requests)
-    engine, calls = make_engine(ours), []
-    read = engine.runner.read
-
-    def unlucky(flight):
-        calls.append(flight)
-        if len(calls) == after:
-            raise RuntimeError("lost")
-        return read(flight)
-
-    monkeypatch.setattr(engine.runner, "read", unlucky)
+    engine = make_engine(ours)
+    lose_a_pass(engine, monkeypatch, after)
     found = run(engine, *requests)
     for r in requests:
         assert [found.tokens(r.id, i) for i in range(r.n)] == [
