@@ -153,11 +153,14 @@ class TextOptions:
         logit_bias: (text, bias): every token of the text gets the bias.
         dry_breakers: Strings that no repetition goes across; None: the usual ones.
         penalize_nl: Whether the penalties count for a newline's token; None: they do.
+        ban_ends: `ignore_eos` means that no end token can come (llama.cpp), not that the
+            reply goes on past it.
     """
 
     logit_bias: tuple[tuple[str, float], ...] = ()
     dry_breakers: tuple[str, ...] | None = None
     penalize_nl: bool | None = None
+    ban_ends: bool = False
 
 
 GrammarKind = Literal["json_schema", "regex", "lark", "gbnf"]
@@ -243,7 +246,7 @@ class GenerationRequest:
     slot: int | None = None
     reuse: bool = True
     adapter_scales: tuple[tuple[int, float], ...] | None = None
-    text_options: TextOptions | None = None
+    text_options: TextOptions = field(default_factory=TextOptions)
     return_tokens: bool = False
     return_timings: bool = False
     timeout: float | None = None

@@ -72,7 +72,7 @@ class Defaults:
 
     def text_options(self, request: GenerationRequest) -> TextOptions:
         """The request's options that are text, with nothing left open."""
-        given = request.text_options or self.text
+        given = request.text_options
         if given.dry_breakers is None:
             breakers = self.text.dry_breakers
             given = replace(given, dry_breakers=DRY_BREAKERS if breakers is None else breakers)

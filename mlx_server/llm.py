@@ -145,8 +145,7 @@ class LLM:
             resolved = self.tokenizer.resolve(text)
             resolved["logit_bias"] = (*options.get("logit_bias", ()), *resolved["logit_bias"])
             options |= resolved
-        if options.get("ignore_eos") and request.own_defaults:
-            # llama.cpp's way: the reply goes on because it cannot end, not past its end.
+        if options.get("ignore_eos") and text.ban_ends:
             bans = tuple((i, -math.inf) for i in sorted(self.tokenizer.eos_token_ids))
             options["logit_bias"] = (*options.get("logit_bias", ()), *bans)
         params = SamplingParams(**options)

@@ -91,11 +91,10 @@ class FakePool:
         self.request = request
         options = {"seed": 7, **request.defaults, **request.options}
         self.generation.params = SamplingParams(**options)
-        text = request.text_options
         self.generation.served = replace(
             self.generation.served,
             grammar=request.grammar.text if request.grammar else "",
-            dry_breakers=DRY_BREAKERS if text is None else text.dry_breakers or DRY_BREAKERS,
+            dry_breakers=request.text_options.dry_breakers or DRY_BREAKERS,
         )
         return self.generation
 

@@ -130,21 +130,22 @@ def test_samplers_by_name_alias_and_letter(parse: Any, value: Any, names: tuple)
 def test_every_form_of_logit_bias(parse: Any, value: Any, ids: tuple, texts: tuple) -> None:
     request = parse(logit_bias=value)
     assert request.options == {"logit_bias": ids}
-    assert request.text_options == (TextOptions(texts) if texts else None)
+    assert request.text_options == TextOptions(texts, ban_ends=parse is complete)
 
 
 @pytest.mark.parametrize("parse", EVERYWHERE)
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, None),
+        ({}, TextOptions()),
         ({"penalize_nl": False}, TextOptions(penalize_nl=False)),
         ({"penalize_nl": True}, TextOptions(penalize_nl=True)),
         ({"dry_sequence_breakers": ["\n", "*"]}, TextOptions(dry_breakers=("\n", "*"))),
     ],
 )
 def test_options_that_are_text(parse: Any, fields: dict, expected: Any) -> None:
-    assert parse(**fields).text_options == expected
+    """On /completion an end that is ignored cannot come."""
+    assert parse(**fields).text_options == replace(expected, ban_ends=parse is complete)
 
 
 @pytest.mark.parametrize("parse", EVERYWHERE)

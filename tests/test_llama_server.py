@@ -298,3 +298,15 @@ def test_what_is_refused(
     assert named in error["message"]
     # A stream is refused with a status of its own, too.
     assert refused(server, status, "/completion", {**body, "stream": True}) == error
+
+
+def test_an_end_that_is_ignored_cannot_come_here_and_is_gone_past_elsewhere(serve) -> None:
+    """llama.cpp's `ignore_eos` bans the end tokens; on the OpenAI routes they may come."""
+    server = serve()  # the demo model ends its turns
+    body = {"prompt": "Hello", "ignore_eos": True, "n_predict": 60, "temperature": 0}
+    banned = post(server, "/completion", {**body, "return_tokens": True, "repeat_penalty": 1})
+    settings = banned["generation_settings"]["logit_bias"]
+    ends = {entry["token"] for entry in settings if entry["bias"] is False}
+    assert ends and ends.isdisjoint(banned["tokens"]) and len(banned["tokens"]) == 60
+    past = post(server, "/v1/completions", {**body, "return_tokens": True})
+    assert not ends.isdisjoint(past["choices"][0]["tokens"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
@@ -25,12 +26,7 @@ from mlx_server.api.fields import (
     wrong,
 )
 from mlx_server.api.schema import GenerationFields
-from mlx_server.core import (
-    MixedPrompt,
-    Prompt,
-    TextPrompt,
-    TokenPrompt,
-)
+from mlx_server.core import MixedPrompt, Prompt, TextOptions, TextPrompt, TokenPrompt
 from mlx_server.errors import NotSupported
 from mlx_server.services import SystemPrompt
 
@@ -119,6 +115,9 @@ class LlamaBody(GenerationFields):
     prompt: Annotated[Any, unchecked(PromptType | list[PromptType] | None)] = None
     system_prompt: Annotated[SystemPrompt | None, optional(_system_prompt)] = None
     response_fields: Annotated[tuple[str, ...] | None, optional(_response_fields)] = None
+
+    def text_options(self, biases: tuple[tuple[str, float], ...]) -> TextOptions:
+        return replace(super().text_options(biases), ban_ends=True)
 
     def options(self, *, min_tokens: int = 0) -> dict[str, Any]:
         options = super().options(min_tokens=min_tokens)

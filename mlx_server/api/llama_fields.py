@@ -164,13 +164,11 @@ class LlamaFields(BaseModel):
     def limits(self) -> Limits:
         return Limits(self.n_indent or 0, self.t_max_predict_ms or 0.0)
 
-    def text_options(self, biases: tuple[tuple[str, float], ...]) -> TextOptions | None:
+    def text_options(self, biases: tuple[tuple[str, float], ...]) -> TextOptions:
         """
         Args:
             biases: The texts of `logit_bias`.
         """
-        if not biases and self.dry_sequence_breakers is None and self.penalize_nl is None:
-            return None
         return TextOptions(biases, self.dry_sequence_breakers, self.penalize_nl)
 
     def view(self, **more: Any) -> LlamaView:

@@ -158,7 +158,6 @@ class LlamaFormatter(Watching):
     def _settings(self) -> Json:
         request, view = self._request, self._view
         named = {**request.defaults, **request.options}
-        text = request.text_options
         # What was asked for; the resolved one is cut to the room there is.
         limit = request.options.get("max_tokens", self._max_tokens)
         limit = -1 if limit is None else limit
@@ -178,7 +177,7 @@ class LlamaFormatter(Watching):
             stream=request.stream,
             cache_prompt=request.reuse,
             grammar=self.served.grammar,
-            penalize_nl=text.penalize_nl if text else None,
+            penalize_nl=request.text_options.penalize_nl,
             dry_sequence_breakers=list(self.served.dry_breakers),
             lora=[{"id": i, "scale": scale} for i, scale in request.adapter_scales or ()],
         )
