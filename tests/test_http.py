@@ -597,6 +597,18 @@ def test_a_stream_that_fails_ends_with_an_error_event(
     assert client.send("GET / HTTP/1.1\r\n\r\n").answer().status == 200
 
 
+def test_what_comes_after_the_last_request_does_not_cost_its_reply(shared: Running) -> None:
+    for _ in range(20):  # a reset would be as quick as the reply only sometimes
+        client = shared.client().send("GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert client.sock.recv(1, socket.MSG_PEEK)
+        for _ in range(3):
+            client.send("GET / HTTP/1.1\r\n\r\n")
+        answer = client.answer()
+        assert answer.json() == {"status": "ok"}
+        assert client.at_end()
+        client.close()
+
+
 # ---------------------------------------------------------------- vanished clients
 
 

@@ -104,9 +104,10 @@ class Handler(BaseHTTPRequestHandler):
             time.monotonic() - started,
             self.bytes_sent,
         )
-        if self.unread and self.status != _CLIENT_GONE:
+        if self.close_connection and self.status != _CLIENT_GONE:
             tls.say_goodbye(self.connection)
-            wire.linger(self.connection)
+            seconds = wire.LINGER_SECONDS if self.unread else wire.SHORT_LINGER_SECONDS
+            wire.linger(self.connection, seconds)
 
     def _exchange(self, presence: Presence) -> None:
         """Read a request, have it answered, and send the reply."""

@@ -26,6 +26,10 @@ MAX_LINE_BYTES = 4096
 """The longest chunk-size or trailer line."""
 
 LINGER_SECONDS = 2.0
+SHORT_LINGER_SECONDS = 0.25
+"""Where nothing more is announced: a client that was told of the end closes at once, and what
+another pipelined is dropped in that time."""
+
 _SEND_PIECE = 256 * 1024
 _TLS_PIECE = 16 * 1024
 """What OpenSSL makes one record of. It wants a piece that it could not send again as it was."""
@@ -298,7 +302,7 @@ def linger(sock: socket.socket, seconds: float = LINGER_SECONDS) -> None:
     """Take and drop what the client still sends, for a while, before the socket is closed.
 
     Closing with unread bytes resets the connection, and the reset can overtake
-    the reply that says why.
+    the reply that says why (RFC 9112, 9.6: close in stages). It ends with the client's end.
     """
     deadline = time.monotonic() + seconds
     # socket.socket's own methods: what is dropped need not be decrypted.
