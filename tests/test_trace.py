@@ -61,6 +61,24 @@ def test_the_way_of_each_request(ours) -> None:
         assert finish["ts"] <= end["ts"] <= after
 
 
+def test_spans_lie_in_one_another(ours) -> None:
+    """Readers keep a stack for each id: what ends has to be what began last."""
+    engine = traced(ours)
+    for i, prompt in enumerate(random_prompts([40, 5, 23, 9, 9, 9])):
+        engine.add(request(f"r{i}", prompt, max_tokens=5))
+    engine.step()
+    engine.abort("r5")  # it still waits
+    run(engine)
+    seen = defaultdict(list)
+    for event in engine.trace.export(1, "m"):
+        if event["ph"] in "be":
+            seen[event["id"]].append(f"{event['name']} {event['ph']}")
+    assert len(seen) == 6
+    cut = seen.pop("r5[0]")
+    assert cut == ["request b", "queued b", "queued e", "request e"]
+    assert set(map(tuple, seen.values())) == {tuple(cut)}
+
+
 def test_steps_and_the_slices_of_their_rows(ours) -> None:
     engine = traced(ours)
     run(engine, *(request(f"r{i}", p) for i, p in enumerate(random_prompts([40, 5, 23]))))

@@ -96,12 +96,12 @@ class Recorder:
             return
         now, tokens = time.monotonic(), len(sequence.tokens) - sequence.num_prompt_tokens
         args = {"reason": reason, "prompt_tokens": sequence.num_prompt_tokens, "tokens": tokens}
+        self._span("request", sequence, sequence.added_at, now, args)
         if sequence.started_at is None:
             self._span("queued", sequence, sequence.added_at, now, {})
         else:
             told = {"request": _name(sequence)} | args
             self.trace.add("finish", now, args=told, thread=_thread(sequence))
-        self._span("request", sequence, sequence.added_at, now, args)
 
     def _span(
         self, name: str, sequence: Sequence, start: float, end: float, args: dict[str, Any]

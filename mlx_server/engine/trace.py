@@ -74,8 +74,8 @@ class Trace:
         for thread in sorted(threads):
             label = "steps" if thread == STEPS else f"slot {thread - 1}"
             found.append(_name("thread_name", process, thread, label))
-        told = [entry for event in events for entry in _told(event, process)]
-        return found + sorted(told, key=lambda entry: entry["ts"])
+        told = [entry for i, event in enumerate(events) for entry in _told(event, i, process)]
+        return found + [entry for _, entry in sorted(told, key=lambda pair: pair[0])]
 
 
 def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
@@ -89,14 +89,22 @@ def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
     }
 
 
-def _told(event: Event, process: int) -> list[dict[str, Any]]:
+def _told(
+    event: Event, number: int, process: int
+) -> list[tuple[tuple[float, float, int], dict[str, Any]]]:
+    """Its entries, each with its place: by time, and at one time so that spans lie in one
+    another, the later added in the earlier. Readers take what ends for what began last."""
     start = round(event.start * 1e6, 1)
     common = {"name": event.name, "cat": "engine", "pid": process, "tid": event.thread}
     args = {"args": event.args}
     if event.end is None:
-        return [common | {"ph": "i", "s": "t", "ts": start} | args]
+        return [((start, 0, number), common | {"ph": "i", "s": "t", "ts": start} | args)]
     end = round(event.end * 1e6, 1)
+    length = round(end - start, 1)
     if event.id is None:
-        return [common | {"ph": "X", "ts": start, "dur": round(end - start, 1)} | args]
+        return [((start, 0, number), common | {"ph": "X", "ts": start, "dur": length} | args)]
     common |= {"cat": "request", "id": event.id}
-    return [common | {"ph": "b", "ts": start} | args, common | {"ph": "e", "ts": end, "args": {}}]
+    return [
+        ((start, -length, number), common | {"ph": "b", "ts": start} | args),
+        ((end, length, -number), common | {"ph": "e", "ts": end, "args": {}}),
+    ]
