@@ -42,6 +42,8 @@ ROUTES = (
         ("GET", "/v1/models/org%2Fname", "/v1/models/{model:path}", {"model": "org/name"}),
         ("GET", "/v1/models/org/name", "/v1/models/{model:path}", {"model": "org/name"}),
         ("GET", "/v1/models/%2Fhome%2Fm", "/v1/models/{model:path}", {"model": "/home/m"}),
+        ("GET", "/v1/models//home/m", "/v1/models/{model:path}", {"model": "/home/m"}),
+        ("GET", "//v1//models/org/name/", "/v1/models/{model:path}", {"model": "org/name"}),
         ("GET", "/v1/models/m%C3%BCll%20x", "/v1/models/{model:path}", {"model": "müll x"}),
         ("GET", "/slots/a%2Fb", "/slots/{id}", {"id": "a/b"}),
         ("GET", "/slots/all", "/slots/all", {}),

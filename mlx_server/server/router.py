@@ -32,6 +32,14 @@ def _segments(path: str) -> list[str]:
     return [segment for segment in path.split("/") if segment]
 
 
+def _behind(path: str, count: int) -> str:
+    """What comes after so many segments and a slash. Another slash there is the rest's own:
+    a model may be named by an absolute path."""
+    for _ in range(count):
+        path = path.lstrip("/").partition("/")[2]
+    return path.rstrip("/")
+
+
 @dataclass(frozen=True, slots=True)
 class _Pattern:
     """A compiled path: one (what it matches, literal text or name) pair per segment."""
@@ -45,14 +53,14 @@ class _Pattern:
         """What the path matches, whatever its placeholders are called; sorts by precedence."""
         return tuple((kind, text if kind == _LITERAL else "") for kind, text in self.parts)
 
-    def match(self, segments: Sequence[str]) -> dict[str, str] | None:
+    def match(self, raw_path: str, segments: Sequence[str]) -> dict[str, str] | None:
         takes_rest = bool(self.parts) and self.parts[-1][0] == _REST
         if len(segments) < len(self.parts) or (len(segments) > len(self.parts) and not takes_rest):
             return None
         params = {}
         for i, (kind, text) in enumerate(self.parts):
             if kind == _REST:
-                params[text] = "/".join(decode(segment) for segment in segments[i:])
+                params[text] = decode(_behind(raw_path, i))
             elif kind == _SEGMENT:
                 params[text] = decode(segments[i])
             elif decode(segments[i]) != text:
@@ -132,6 +140,6 @@ class Router:
     def _matches(self, raw_path: str) -> Iterator[tuple[_Pattern, dict[str, str]]]:
         segments = _segments(raw_path)
         for pattern in self._patterns:
-            params = pattern.match(segments)
+            params = pattern.match(raw_path, segments)
             if params is not None:
                 yield pattern, params
