@@ -76,6 +76,13 @@ def text_part(text: str) -> dict:
             },
             Message("assistant", tool_calls=(ToolCall("c", "f", "{}"),)),
         ),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {"a": "ü"}}}],
+            },
+            Message("assistant", tool_calls=(ToolCall("c", "f", '{"a": "ü"}'),)),
+        ),
         ({"role": "assistant", "content": "a", "tool_calls": None}, SAID),
     ],
 )  # fmt: skip
@@ -110,6 +117,16 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{
         ),
         (
             {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]},
+            "messages[1].tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"],
+             "arguments": ["a"]}}]},
+            "messages[1].tool_calls[0].function.arguments",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"],
+             "arguments": {"a": "\ud83d"}}}]},
             "messages[1].tool_calls[0].function.arguments",
         ),
         ({"role": "assistant", "function_call": "f"}, "messages[1].function_call"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from pydantic import model_validator as check_model
 
 from mlx_server.api.described import accepting
-from mlx_server.api.fields import OptionalText, one_of, optional, path, required, text
+from mlx_server.api.fields import OptionalText, mapping, one_of, optional, path, required, text
 from mlx_server.core import ImagePart, Message, TextPart, ToolCall
 from mlx_server.errors import NotSupported, RequestError
 
@@ -45,9 +46,11 @@ def _null_as_empty(value: Any) -> Any:
     return [] if value is None else value
 
 
-@accepting(str)
+@accepting(str | dict[str, Any])
 def _arguments(value: Any) -> str:
-    """Clients write none as an empty string; templates and the model get an object."""
+    """Clients write none as an empty string, and MLC's the object itself."""
+    if isinstance(value, dict):
+        return json.dumps(mapping(value), ensure_ascii=False)
     return text(value) or "{}"
 
 
