@@ -602,10 +602,18 @@ def _convert(convert: Callable[[str], Any], name: str, text: str) -> Any:
 
 def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields once files are read and what belongs together is looked at together."""
-    found = dict(values)
-    if found.get("api_key") == ():
+    if values.get("api_key") == ():
         # As of a file below: `--api-key "$KEY"` without a KEY must not open the server.
         raise ValueError("--api-key holds no key; leave it out to serve without")
+    for name in ("api_key_file", "ssl_key_file", "ssl_cert_file"):
+        if values.get(name) == "":
+            raise ValueError(
+                f"--{name.replace('_', '-')} names no file; leave it out to serve without"
+            )
+    # `--slot-save-path "$DIR"` without a DIR says nothing, as an empty variable does.
+    found = {name: value for name, value in values.items() if value != ""}
+    if found.get("hf_file") and not found.get("model"):
+        raise ValueError("--hf-file names a file of a repo; name the repo as well, with --hf-repo")
     if found.get("api_key_file"):
         keys = _from_file("--api-key-file", file_keys, found["api_key_file"])
         found["api_key"] = tuple(found.get("api_key", ())) + keys

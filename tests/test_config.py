@@ -304,6 +304,7 @@ def test_each_refused_flag_says_why(
         ("--pooling rank", "rank"),
         ("--reasoning-format deepseek-legacy", "deepseek-legacy"),
         ("--threads-http 0", "at least 1"),
+        ("-hff x.gguf", "--hf-repo"),
         ("--ssl-key-file k.pem", "--ssl-cert-file"),
         ("--ssl-cert-file c.pem", "--ssl-key-file"),
         ("--grammar-file /nowhere/x", "--grammar-file /nowhere/x: the file cannot be read"),
@@ -366,6 +367,24 @@ def test_the_flag_s_file_comes_before_the_variable_s_text(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", " , "])
 def test_an_empty_key_does_not_open_the_door(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--api-key holds no key" in refusal(capsys, "--api-key", text, LLAMA_API_KEY="b")
+
+
+@pytest.mark.parametrize("flag", ["--api-key-file", "--ssl-key-file", "--ssl-cert-file"])
+def test_nor_does_an_empty_file_name(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    other = "--ssl-key-file" if flag == "--ssl-cert-file" else "--ssl-cert-file"
+    assert f"{flag} names no file" in refusal(capsys, flag, "", other, "x.pem")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model", "adapter_path", "chat_template", "hf_file", "system_prompt_file", "grammar",
+     "grammar_file", "trace_file", "slot_save_path", "path", "log_file", "host"],
+)  # fmt: skip
+def test_an_empty_text_says_nothing(name: str) -> None:
+    """Not this folder for slots, nor every address for a host."""
+    (f,) = (f for f in fields(Config) if f.name == name)
+    assert read(config.flag_name(f), "") == Config()
+    assert read(config.flag_name(f), "", **{config.env_name(f): "x"}) == Config()
 
 
 @pytest.mark.parametrize("content", ["", "\n# nothing but this\n"])
