@@ -9,7 +9,7 @@ from typing import Any
 from mlx_server.api.base import Dialect, HttpRequest, Reply
 from mlx_server.config import Config
 from mlx_server.core import ChatPrompt
-from mlx_server.errors import RequestError
+from mlx_server.errors import RequestError, Unavailable
 from mlx_server.sampling_params import SamplingParams
 from mlx_server.services import (
     AdapterInfo,
@@ -34,6 +34,11 @@ class LlamaPool:
             SlotInfo(1, 512, False, "/m/loaded"),
         ]
         self.scales: Mapping[int, float] | None = None
+        self.ready = True
+
+    def check_ready(self) -> None:
+        if not self.ready:
+            raise Unavailable("Loading model")
 
     def pieces(
         self, model: str | None, parts: Sequence[str | int], *, add_special: bool, markup: bool

@@ -34,7 +34,7 @@ def server(serve, stories: Path) -> HttpServer:
 def encoder(serve, tmp_path_factory: pytest.TempPathFactory) -> HttpServer:
     pytest.importorskip("mlx_embeddings")
     folder = tmp_path_factory.mktemp("encoders")
-    return serve(model=str(write_encoder(folder / "encoder", "bert")))
+    return serve(model=str(write_encoder(folder / "encoder", "bert")), metrics=True)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,16 @@ def test_under_an_adapter(server: HttpServer) -> None:
 
 
 # ---------------------------------------------------------------- models made for it
+
+
+def test_an_encoder_has_the_documents_metrics(encoder: HttpServer) -> None:
+    text = ask(encoder, "/metrics", method="GET").text
+    for name in (
+        "prompt_tokens_total", "tokens_predicted_total", "prompt_tokens_seconds",
+        "predicted_tokens_seconds", "kv_cache_usage_ratio", "kv_cache_tokens",
+        "requests_processing", "requests_deferred",
+    ):  # fmt: skip
+        assert f"\nllamacpp:{name} 0.0\n" in text
 
 
 @pytest.mark.parametrize("model", ["encoder", "ranker"])

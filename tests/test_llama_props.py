@@ -10,7 +10,7 @@ from llama_pool import LlamaPool, ask
 
 from mlx_server.api.base import RawReply
 from mlx_server.api.llama_props import LlamaProps
-from mlx_server.errors import NotSupported, RequestError
+from mlx_server.errors import NotSupported, RequestError, Unavailable
 from mlx_server.services import SystemPrompt
 
 PROPS = LlamaProps()
@@ -72,6 +72,14 @@ def test_the_system_prompt_is_set_and_told(given: Any, expected: SystemPrompt) -
 def test_props_are_not_changed_unless_told_so_at_the_start() -> None:
     pool = LlamaPool()
     with pytest.raises(NotSupported, match="--props"):
+        post(pool, "/props", {"system_prompt": "x"})
+    assert pool.system_prompt == SystemPrompt()
+
+
+def test_props_that_loading_would_overwrite_are_not_taken() -> None:
+    pool = LlamaPool(props=True)
+    pool.ready = False
+    with pytest.raises(Unavailable, match="Loading model"):
         post(pool, "/props", {"system_prompt": "x"})
     assert pool.system_prompt == SystemPrompt()
 

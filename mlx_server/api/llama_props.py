@@ -91,7 +91,9 @@ class LlamaProps(LlamaDialect):
             raise NotSupported(
                 "This server does not support changing global properties. Start it with `--props`"
             )
-        pool.system_prompt = validate(PropsBody, http.json()).system_prompt.to_core()
+        given = validate(PropsBody, http.json()).system_prompt.to_core()
+        pool.check_ready()  # before that, --system-prompt-file would come after it
+        pool.system_prompt = given
         return JsonReply({"success": True})
 
     def adapters(self, http: HttpRequest, pool: Pool) -> JsonReply:

@@ -4,7 +4,7 @@ and are asked for chunks (`embedding.py` says how)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import numpy as np
 
 from mlx_server.engine.embedding import Job, chunk_budget, engine_of
 from mlx_server.engine.engine import Outputs
+from mlx_server.engine.recorder import Counters
 from mlx_server.errors import NotSupported, Unavailable
 from mlx_server.exchange import EngineRequest, SlotState
 from mlx_server.models import encoder
 from mlx_server.models.encoder import Encoder, EncoderRow
 from mlx_server.services import Pooling
+
+_HELD = ("running", "waiting", "kv_tokens", "kv_bytes", "kv_budget_bytes")
+"""Those of `reports.figures` that the metrics in llama.cpp's document are made of."""
 
 
 class EncoderEngine:
@@ -50,8 +54,9 @@ class EncoderEngine:
     def drop_all(self) -> list[str]:
         return []
 
-    def stats(self) -> dict[str, int]:
-        return {}
+    def stats(self) -> dict[str, float]:
+        """Those of an engine that generates nothing: no metric is missing."""
+        return asdict(Counters()) | dict.fromkeys(_HELD, 0)
 
     def slot_states(self) -> list[SlotState]:
         return []
