@@ -15,6 +15,9 @@ from mlx_server.sampling_params import DRY_BREAKERS
 UNTIL_FULL = -2
 """The `--n-predict` with which replies end where the context does."""
 
+LARGEST_BIAS = 1e9
+"""What `+inf` means: the token always comes, and its probability can still be told."""
+
 _BIAS = re.compile(r"(\d{1,10})([+-].+)")
 
 _FIELDS = {
@@ -68,7 +71,10 @@ class Defaults:
     def options(self, request: GenerationRequest) -> dict[str, Any]:
         """The sampling fields of a request."""
         model = {} if request.own_defaults else self.model
-        return {**request.defaults, **model, **self.flags, **request.options}
+        flags = dict(self.flags)
+        if "max_tokens" in request.options:  # then the flag's limit is gone, and where it ends
+            flags.pop("n_keep", None)
+        return {**request.defaults, **model, **flags, **request.options}
 
     def text_options(self, request: GenerationRequest) -> TextOptions:
         """The request's options that are text, with nothing left open."""
@@ -103,7 +109,7 @@ def _bias(text: str) -> tuple[int, float]:
     try:
         if match is None:
             raise ValueError
-        return int(match[1]), float(match[2])
+        return int(match[1]), min(float(match[2]), LARGEST_BIAS)
     except ValueError:
         raise ModelLoadError(
             f"--logit-bias {text!r}: expected a token id and a bias, as in 15043+1 or 15043-1."

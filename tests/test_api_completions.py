@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlx_server.api.openai_completions import CompletionBody, OpenAICompletions
 from mlx_server.api.openai_reply import SYSTEM_FINGERPRINT
-from mlx_server.core import TextPrompt, TokenPrompt
+from mlx_server.core import MixedPrompt, TextPrompt, TokenPrompt
 from mlx_server.deltas import Text, TokenLogprob, TopLogprob
 from mlx_server.errors import RequestError
 
@@ -36,6 +36,11 @@ def parse(**fields: Any) -> Any:
         (["a", "b"], (TextPrompt("a"), TextPrompt("b"))),
         ([1, 2.0, 3], (TokenPrompt((1, 2, 3)),)),
         ([[1, 2], [3]], (TokenPrompt((1, 2)), TokenPrompt((3,)))),
+        (["a", 1], (MixedPrompt(("a", 1)),)),
+        ([1, "a"], (MixedPrompt((1, "a")),)),
+        (["a", ["b"], [1, "c"]], (TextPrompt("a"), MixedPrompt(("b",)), MixedPrompt((1, "c")))),
+        ([[1], "a"], (TokenPrompt((1,)), TextPrompt("a"))),
+        ({"prompt_string": "a"}, (TextPrompt("a"),)),
     ],
 )
 def test_prompt_forms(prompt: Any, expected: tuple) -> None:
@@ -47,22 +52,22 @@ def test_prompt_forms(prompt: Any, expected: tuple) -> None:
     [
         (None, "prompt"),
         (3, "prompt"),
-        ({}, "prompt"),
+        ({}, "prompt.prompt_string"),
         ([], "prompt"),
         ("\udc00", "prompt"),
-        (["a", 1], "prompt[1]"),
-        (["a", ["b"]], "prompt[1]"),
+        (["a", -1], "prompt[1]"),
+        (["a", [1.5]], "prompt[1][0]"),
         (["a", "\udc00"], "prompt[1]"),
-        ([1, "a"], "prompt[1]"),
+        ([1, "\udc00"], "prompt[1]"),
         ([1, [2]], "prompt[1]"),
         ([True], "prompt[0]"),
         ([-1], "prompt[0]"),
         ([1.5], "prompt[0]"),
         ([2**31], "prompt[0]"),
-        ([[1], 2], "prompt[1]"),
-        ([[1], "a"], "prompt[1]"),
+        ([[1], 2], "prompt[0]"),
+        ([["a"], None], "prompt[1]"),
         ([[1], []], "prompt[1]"),
-        ([[1, "a"]], "prompt[0][1]"),
+        ([[1, {}]], "prompt[0][1]"),
     ],
 )
 def test_a_wrong_prompt_is_named_by_its_path(prompt: Any, param: str) -> None:

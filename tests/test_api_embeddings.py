@@ -97,7 +97,7 @@ def test_inputs_in_all_their_forms(value: Any, expected: tuple, path: str, field
     [
         ([], "input"),
         (5, "input"),
-        ({}, "input"),
+        ({}, "input.prompt_string"),
         ([[]], "input[0]"),
         (["a", None], "input[1]"),
         ([1, -1], "input[1]"),

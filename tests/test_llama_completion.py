@@ -9,7 +9,7 @@ from api_fakes import FakePool, call, event_value, through_json, whole_run
 
 from mlx_server.api.base import JsonReply, StreamReply
 from mlx_server.api.llama import LlamaDialect
-from mlx_server.api.llama_bodies import InfillBody, LlamaBody, read_prompts
+from mlx_server.api.llama_bodies import InfillBody, LlamaBody
 from mlx_server.api.llama_completion import LlamaCompletion
 from mlx_server.api.llama_options import DEFAULTS
 from mlx_server.api.schema import validate
@@ -128,12 +128,10 @@ def test_grammars(field: str, kind: str) -> None:
     ],
 )
 def test_prompts(value: Any, prompts: list) -> None:
-    found, shown = read_prompts(value)
-    assert found == prompts
-    assert shown == (
-        value if len(prompts) > 1 or value == ["a"] or value == [["a", "b"]] else [value]
-    )
-    assert parse(prompt=value).prompts == tuple(prompts)
+    request = parse(prompt=value)
+    assert request.prompts == tuple(prompts)
+    several = len(prompts) > 1 or value in (["a"], [["a", "b"]])
+    assert request.format.prompts == tuple(value if several else [value])
 
 
 @pytest.mark.parametrize(

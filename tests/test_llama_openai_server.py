@@ -94,6 +94,26 @@ def test_the_adapter_applies_to_its_request_alone(server: HttpServer) -> None:
     assert "dragon" in texts[1] and texts[0] == texts[2] and "dragon" not in texts[0]
 
 
+@pytest.mark.parametrize("body", [{"prompt": ONCE}, {"messages": HEY}], ids=[TEXT, CHAT])
+def test_a_reply_may_have_to_end_with_the_context(serve, stories: Path, body: Any) -> None:
+    small = serve(model=str(stories / "stories260k-chat"), ctx_size=64)
+    path = TEXT if "prompt" in body else CHAT
+    reply = post(small, path, {**body, "n_predict": -2, "n_keep": 2, **GREEDY})
+    assert reply["usage"]["total_tokens"] == 64
+
+
+def test_a_prompt_has_all_its_forms_everywhere(server: HttpServer) -> None:
+    """Each begins with the start token, as the model's texts do."""
+    start, *ids = post(server, "/tokenize", {"content": ONCE, "add_special": True})["tokens"]
+    forms = [ONCE, {"prompt_string": ONCE}, [start, *ids], [start, ONCE]]
+    for prompts, count in ((forms, 4), *((form, 1) for form in forms)):
+        body = {"prompt": prompts, "n_predict": 8, "echo": True, **GREEDY}
+        choices = post(server, TEXT, body)["choices"]
+        assert len(choices) == count
+        assert {choice["text"] for choice in choices} == {choices[0]["text"]}
+        assert choices[0]["text"].startswith(ONCE)
+
+
 def test_probabilities(server: HttpServer) -> None:
     body = {"messages": HEY, "n_probs": 3, "max_tokens": 6, "temperature": 1.3, "seed": 2}
     (choice,) = post(server, CHAT, body)["choices"]

@@ -110,6 +110,8 @@ def test_whole_reply() -> None:
         ({}, Config(), -1),
         ({}, Config(max_tokens=30), 30),
         ({"n_predict": -1}, Config(max_tokens=30), -1),
+        ({"n_predict": -2}, Config(max_tokens=30), -2),
+        ({}, Config(max_tokens=-2), -2),
         ({"n_predict": 0}, Config(max_tokens=30), 0),
         ({"max_tokens": 6}, Config(), 6),
     ],

@@ -186,6 +186,17 @@ def test_a_token_that_always_comes(server: HttpServer) -> None:
     assert reply["tokens"] == [LILY] * 5
 
 
+def test_a_flag_may_say_always_and_never(serve, stories: Path) -> None:
+    flags = (f"{LILY}+inf", f"{COMMA}-inf")
+    flagged = serve(model=str(stories / "stories260k"), logit_bias=flags)
+    reply = complete(flagged, n_predict=2, n_probs=1, return_tokens=True)
+    assert reply["tokens"] == [LILY] * 2
+    (best,) = reply["completion_probabilities"][0]["probs"]
+    assert (best["tok_str"], best["prob"]) == (" Lily", 1.0)
+    told = {b["token"]: b["bias"] for b in reply["generation_settings"]["logit_bias"]}
+    assert math.isfinite(told[LILY]) and told[COMMA] is False
+
+
 def test_a_texts_bias_counts_for_all_its_tokens(server: HttpServer) -> None:
     ids = post(server, "/tokenize", {"content": ", there"})["tokens"]
     reply = complete(server, logit_bias=[[", there", -100.0]], n_predict=30, return_tokens=True)

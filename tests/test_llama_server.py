@@ -191,6 +191,7 @@ def test_the_progress_of_several(server: HttpServer) -> None:
         *_, done = [e for e in found if e["index"] == index and "prompt_progress" in e]
         size = complete(server, prompt, n_predict=0)["tokens_evaluated"]
         assert done["prompt_progress"]["processed"] == done["prompt_progress"]["total"] == size
+        assert done["tokens_evaluated"] == size
 
 
 # ---------------------------------------------------------------- where a reply ends
@@ -233,6 +234,16 @@ def test_without_an_end_it_goes_on_as_far_as_the_model_was_trained(server: HttpS
     assert endless["truncated"] and endless["stopped_limit"]
 
 
+def test_a_limit_of_the_bodys_own_makes_room_whatever_the_flag_says(serve, model: Path) -> None:
+    flagged = serve(model=str(model), max_tokens=-2, ctx_size=64)
+    body = {"ignore_eos": True, **GREEDY}
+    silent = complete(flagged, **body)
+    assert silent["tokens_evaluated"] + silent["tokens_predicted"] == 64
+    for limit, size in ((100, 100), (-1, 512 - silent["tokens_evaluated"])):
+        reply = complete(flagged, n_predict=limit, **body)
+        assert reply["truncated"] and reply["tokens_predicted"] == size
+
+
 @pytest.mark.parametrize("stop", ["little", [" gir"], ["zebra", "little g"], [", there", ""]])
 def test_stop_words(server: HttpServer, stop: Any) -> None:
     words = [word for word in ([stop] if isinstance(stop, str) else stop) if word]
@@ -250,6 +261,7 @@ def test_a_limit_in_time(server: HttpServer) -> None:
     quick = complete(server, t_max_predict_ms=0.01, **body)
     assert quick["content"].count("\n") == 1 and quick["stopped_limit"]
     assert quick["tokens_predicted"] < 200 and quick["id_slot"] in range(4)
+    assert not quick["truncated"]
     slow = complete(server, t_max_predict_ms=1e9, **{**body, "n_predict": 120})
     assert slow["tokens_predicted"] == 120 and slow["content"].startswith(quick["content"])
 
@@ -259,6 +271,14 @@ def test_a_line_that_is_not_indented_ends_it(server: HttpServer) -> None:
     cut = complete(server, n_indent=2, **body)
     whole = complete(server, **body)["content"]
     assert cut["content"] == whole[: whole.index("\n") + 1] and cut["stopped_limit"]
+
+
+def test_a_reply_that_is_cut_behind_a_full_context_tells_so(server: HttpServer) -> None:
+    line = 'root ::= [^\\n]{900} "\\n" [^ ]+'  # it ends when the context has been full
+    reply = complete(server, n_predict=600, n_indent=2, grammar=line, **GREEDY)
+    assert reply["stopped_limit"] and reply["content"].endswith("\n")
+    assert reply["tokens_evaluated"] + reply["tokens_predicted"] > SHARE
+    assert reply["truncated"]
 
 
 # ---------------------------------------------------------------- errors

@@ -8,14 +8,16 @@ import re
 from collections import Counter
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urljoin
 
 import jsonschema
 import pytest
 import requests
 
-from mlx_server.api import DIALECTS, embeddings, llama_completion, openai_completions, rerank
+from mlx_server.api import DIALECTS, embeddings, rerank
 from mlx_server.api.fields import at_most, checked
 from mlx_server.api.llama_text import TokenizeBody
+from mlx_server.api.prompts import read_prompts
 from mlx_server.api.schema import validate
 from mlx_server.errors import RequestError
 from mlx_server.server.http import HttpServer
@@ -101,8 +103,8 @@ PROBES = (
 )
 SCALARS = {"boolean", "integer", "number"}
 BY_HAND = {
-    ("CompletionBody", "prompt"): openai_completions.read_prompts,
-    ("LlamaBody", "prompt"): llama_completion.read_prompts,
+    ("CompletionBody", "prompt"): read_prompts,
+    ("LlamaBody", "prompt"): read_prompts,
     "input": lambda value: embeddings.read_inputs(value, "input"),
     "content": lambda value: embeddings.read_inputs(value, "content"),
     "documents": lambda value: rerank.read_documents(value, "documents"),
@@ -205,6 +207,16 @@ def test_no_body_is_a_server_error(
     assert health.json() == {"status": "ok"}
     body = {"prompt": "Hello", "n_predict": 2}
     assert requests.post(f"{server.url}/completion", json=body, timeout=30).status_code == 200
+
+
+def test_the_page_finds_its_files_behind_a_slash_too(server: HttpServer) -> None:
+    reply = requests.get(f"{server.url}/docs/", timeout=30)
+    assert (reply.status_code, reply.url) == (200, f"{server.url}/docs")
+    links = re.findall(r'(?:src|href|url)(?:=|: )"([^"]+)"', reply.text)
+    files = [link for link in links if not link.startswith("data:")]
+    assert len(files) == 3
+    for file in files:
+        assert requests.get(urljoin(reply.url, file), timeout=30).status_code == 200
 
 
 def test_docs_in_a_browser(server: HttpServer, browser: Any) -> None:

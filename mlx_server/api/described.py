@@ -39,3 +39,6 @@ class PromptString(BaseModel):
 
 PromptType = str | Annotated[list[str | within(int, 0)], Field(min_length=1)] | PromptString
 """One prompt: a text, or token ids, or both in turns."""
+
+PromptsType = PromptType | Annotated[list[PromptType], Field(min_length=1)]
+"""One prompt or several, as prompts.py reads them."""

@@ -70,6 +70,8 @@ class Docs(OpenAIDialect):
         )
 
     def page(self, http: HttpRequest, pool: Pool) -> RawReply:
+        if http.path.endswith("/"):  # where the page's relative links would lead astray
+            return RawReply(b"", "text/plain", 301, {"Location": "../docs"})
         return RawReply(_PAGE, "text/html; charset=utf-8")
 
     def file(self, http: HttpRequest, pool: Pool) -> RawReply:

@@ -20,19 +20,17 @@ from mlx_server.api.described import PromptType
 from mlx_server.api.fields import (
     INT32_MAX,
     OptionalText,
-    checked,
     integer,
     one_of,
     optional,
-    path,
-    text,
     unchecked,
     wrong,
 )
 from mlx_server.api.llama import LlamaDialect
 from mlx_server.api.openai import OpenAIDialect
+from mlx_server.api.prompts import is_single, read_prompts
 from mlx_server.api.schema import validate
-from mlx_server.core import MixedPrompt, Prompt, TextPrompt, TokenPrompt
+from mlx_server.core import Prompt
 from mlx_server.errors import NotSupported, RequestError
 from mlx_server.services import EmbeddingRequest, Embeddings
 
@@ -45,55 +43,15 @@ Vector = Sequence[float]
 
 
 def read_inputs(value: Any, name: str) -> tuple[Prompt, ...]:
-    """One input or several.
-
-    A string and a list that has numbers in it are one input (token ids, or texts and ids in
-    turns); any other list has an input in each place: a string, such a list, or llama.cpp's
-    {"prompt_string": …}.
-
-    Args:
-        name: The field, for errors.
+    """One input or several; `name` is the field, for errors.
 
     Raises:
-        RequestError: It is none of these; the element is named.
+        RequestError: It is no prompt and no list of them, or a list of too many.
         NotSupported: It has images or sounds.
     """
-    if isinstance(value, str) or not isinstance(value, list):
-        return (_input(value, name),)
-    if not value:
-        raise wrong(name, "must not be empty", value)
-    if any(isinstance(item, int | float) for item in value):
-        return (_tokens(value, name),)
-    if len(value) > MAX_INPUTS:
+    if not is_single(value) and len(value) > MAX_INPUTS:
         raise wrong(name, f"must have at most {MAX_INPUTS} entries", value)
-    return tuple(_input(item, name, i) for i, item in enumerate(value))
-
-
-def _input(value: Any, *location: str | int) -> Prompt:
-    if isinstance(value, str):
-        return TextPrompt(checked(text, value, *location))
-    if isinstance(value, list) and value:
-        return _tokens(value, *location)
-    if isinstance(value, dict) and "prompt_string" in value:
-        if value.get("multimodal_data"):
-            raise NotSupported(
-                f"`{path(location)}.multimodal_data` is not supported: only texts are embedded.",
-                param=f"{path(location)}.multimodal_data",
-            )
-        return TextPrompt(checked(text, value["prompt_string"], *location, "prompt_string"))
-    allowed = "must be a string, a non-empty list of token ids or a list of either"
-    raise wrong(path(location), allowed, value)
-
-
-def _tokens(value: list[Any], *location: str | int) -> Prompt:
-    token_id = integer(0, INT32_MAX)
-    parts = tuple(
-        checked(text if isinstance(item, str) else token_id, item, *location, i)
-        for i, item in enumerate(value)
-    )
-    if any(isinstance(part, str) for part in parts):
-        return MixedPrompt(parts)
-    return TokenPrompt(parts)
+    return read_prompts(value, name)
 
 
 def embed(http: HttpRequest, pool: Pool, request: EmbeddingRequest) -> Embeddings:

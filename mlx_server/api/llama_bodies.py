@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-from mlx_server.api.described import PromptType, accepting
+from mlx_server.api.described import PromptsType, accepting
 from mlx_server.api.fields import (
     INT32_MAX,
     Biases,
@@ -19,15 +19,12 @@ from mlx_server.api.fields import (
     mapping,
     number,
     optional,
-    path,
     required,
     text,
     unchecked,
-    wrong,
 )
 from mlx_server.api.schema import GenerationFields
 from mlx_server.core import MixedPrompt, Prompt, TextOptions, TextPrompt, TokenPrompt
-from mlx_server.errors import NotSupported
 from mlx_server.services import SystemPrompt
 
 MAX_STOP_STRINGS = 128
@@ -39,14 +36,6 @@ MAX_BIAS = 1e9
 
 RANDOM_SEEDS = (-1, 2**32 - 1)
 """llama-server tells of the second one where it was asked for none."""
-
-UNTIL_FULL = -2
-"""The `n_predict` with which a reply ends where the context does; -1 makes room in it."""
-
-_PROMPT_ALLOWED = (
-    "must be a string, a list of strings and token ids, an object with a `prompt_string`, "
-    "or a list of them"
-)
 
 
 # ---------------------------------------------------------------- values
@@ -112,7 +101,7 @@ class LlamaBody(GenerationFields):
     frequency_penalty: Annotated[float | None, optional(number(-100, 100))] = None
     stop: Annotated[tuple[str, ...] | None, optional(_stops)] = None
     logit_bias: Annotated[Biases | None, optional(biases(MAX_BIAS))] = None
-    prompt: Annotated[Any, unchecked(PromptType | list[PromptType] | None)] = None
+    prompt: Annotated[Any, unchecked(PromptsType | None)] = None
     system_prompt: Annotated[SystemPrompt | None, optional(_system_prompt)] = None
     response_fields: Annotated[tuple[str, ...] | None, optional(_response_fields)] = None
 
@@ -156,54 +145,6 @@ class InfillBody(LlamaBody):
 
 
 # ---------------------------------------------------------------- prompts
-
-
-def read_prompts(value: Any) -> tuple[list[Prompt], list[Any]]:
-    """The `prompt` field: its prompts, and how each came.
-
-    A list of strings is several prompts, one with a number in it a single one.
-
-    Raises:
-        RequestError: It is none of what is allowed; the element is named.
-        NotSupported: It has images or sound.
-    """
-    if not isinstance(value, list) or _is_sequence(value):
-        return [_prompt(value, "prompt")], [value]
-    if not value:
-        raise wrong("prompt", _PROMPT_ALLOWED, value)
-    return [_prompt(item, "prompt", i) for i, item in enumerate(value)], value
-
-
-def _is_sequence(value: list[Any]) -> bool:
-    """A single prompt of ids, or of texts and ids."""
-    return any(isinstance(item, int | float) for item in value)
-
-
-def _prompt(value: Any, *location: str | int) -> Prompt:
-    if isinstance(value, str):
-        return TextPrompt(checked(text, value, *location))
-    if isinstance(value, dict):
-        if value.get("multimodal_data"):
-            param = path((*location, "multimodal_data"))
-            raise NotSupported(
-                f"This server does not support images or sound; leave `{param}` out.", param=param
-            )
-        return TextPrompt(checked(text, value.get("prompt_string"), *location, "prompt_string"))
-    if not isinstance(value, list) or not value:
-        raise wrong(path(location), _PROMPT_ALLOWED, value)
-    parts = tuple(_part(item, *location, i) for i, item in enumerate(value))
-    if any(isinstance(part, str) for part in parts):
-        return MixedPrompt(parts)
-    return TokenPrompt(parts)
-
-
-def _part(value: Any, *location: str | int) -> str | int:
-    if isinstance(value, str):
-        return checked(text, value, *location)
-    try:
-        return integer(0, INT32_MAX)(value)
-    except ValueError:
-        raise wrong(path(location), "must be a string or a token id", value) from None
 
 
 def behind(system: SystemPrompt, prompt: Prompt) -> Prompt:

@@ -6,10 +6,11 @@ from typing import Any
 
 from mlx_server.api.base import HttpRequest, Pool, Reply, Route, also_get
 from mlx_server.api.llama import LlamaDialect
-from mlx_server.api.llama_bodies import UNTIL_FULL, InfillBody, LlamaBody, behind, read_prompts
+from mlx_server.api.llama_bodies import InfillBody, LlamaBody, behind
 from mlx_server.api.llama_options import DEFAULTS
 from mlx_server.api.llama_reply import LlamaFormatter
 from mlx_server.api.openai import new_id
+from mlx_server.api.prompts import is_single, read_prompts
 from mlx_server.api.schema import validate
 from mlx_server.core import GenerationRequest, InfillFile, InfillPrompt, Prompt
 from mlx_server.errors import RequestError
@@ -75,7 +76,9 @@ class LlamaCompletion(LlamaDialect):
         given = fields.prompt
         if given is None and fields.system_prompt is None:
             raise RequestError("`prompt` is required.", param="prompt")
-        prompts, shown = read_prompts("" if given is None else given)
+        given = "" if given is None else given
+        prompts = read_prompts(given)
+        shown = [given] if is_single(given) else given
         if system.prompt:
             prompts = [behind(system, prompt) for prompt in prompts]
         options = fields.options()
@@ -114,16 +117,12 @@ def _request(
     # A stream's chunks tell how many tokens of which prompt there are.
     common["return_tokens"] |= stream
     common["return_timings"] |= stream and len(prompts) > 1
-    defaults = {**DEFAULTS, "n_keep": keep}
-    if fields.n_predict == UNTIL_FULL:
-        options.pop("n_keep", None)
-        defaults["n_keep"] = None
     view = fields.view(prompts=shown, fields=fields.response_fields or ())
     return GenerationRequest(
         id=new_id("cmpl"),
         prompts=prompts,
         options=options,
-        defaults=defaults,
+        defaults={**DEFAULTS, "n_keep": keep},
         own_defaults=True,
         grammar=fields.constraint(),
         format=view,

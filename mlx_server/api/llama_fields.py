@@ -32,6 +32,9 @@ from mlx_server.sampling_params import SAMPLERS
 MAX_N_PROBS = 100
 """llama.cpp has no bound; each of them is looked up and sent with every token."""
 
+UNTIL_FULL = -2
+"""The `n_predict` with which a reply ends where the context does, whatever `n_keep` says."""
+
 MAX_BREAKERS = 64
 MAX_ADAPTERS = 64
 
@@ -159,6 +162,8 @@ class LlamaFields(BaseModel):
             options["penalty_context_size"] = self.repeat_last_n
         if self.n_probs:
             options["logprobs"] = options["probs"] = self.n_probs
+        if self.n_predict == UNTIL_FULL:
+            options["n_keep"] = None
         return options
 
     def limits(self) -> Limits:

@@ -138,7 +138,9 @@ class Limited:
         used = delta.timings or Timings()
         usage = Usage(used.prompt_n + used.cache_n, used.cache_n, used.predicted_n)
         self._usages[delta.index] = usage
-        yield Finished(delta.index, "length", None, usage, used, slot=self._slots.get(delta.index))
+        truncated = self.served is not None and usage.total_tokens > self.served.context_length
+        slot = self._slots.get(delta.index)
+        yield Finished(delta.index, "length", None, usage, used, truncated, slot)
 
     def _total(self) -> Usage:
         """Each prompt counts once, however many replies it got."""

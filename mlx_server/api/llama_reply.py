@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_server.api.base import Json
+from mlx_server.api.llama_fields import UNTIL_FULL
 from mlx_server.api.llama_limits import Watching
 from mlx_server.api.llama_options import LlamaView, settings_body
 from mlx_server.core import GenerationRequest
@@ -63,7 +64,8 @@ class LlamaFormatter(Watching):
             if delta.slot is not None:
                 self._slots[delta.index] = delta.slot
             if self._view.progress:
-                yield {**self._chunk(delta.index), **progress_body(delta)}
+                chunk = self._chunk(delta.index)
+                yield {**chunk, "tokens_evaluated": delta.total, **progress_body(delta)}
 
     def finish(self) -> Iterable[Json | str]:
         return ()  # the last body says `stop`
@@ -160,7 +162,8 @@ class LlamaFormatter(Watching):
         named = {**request.defaults, **request.options}
         # What was asked for; the resolved one is cut to the room there is.
         limit = request.options.get("max_tokens", self._max_tokens)
-        limit = -1 if limit is None else limit
+        if limit is None:
+            limit = UNTIL_FULL if request.options.get("n_keep", 0) is None else -1
         return settings_body(
             self.params or named,
             context_length=self.served.context_length,

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from mlx_server.api.base import HttpRequest, Json, Pool, Reply, Route, also_get
-from mlx_server.api.described import within
+from mlx_server.api.described import PromptsType
 from mlx_server.api.fields import (
-    INT32_MAX,
     OptionalFlag,
     OptionalText,
     TopLogprobs,
-    checked,
     integer,
     optional,
-    path,
-    text,
     unchecked,
     wrong,
 )
@@ -30,17 +26,13 @@ from mlx_server.api.openai_reply import (
     ReplyFormat,
     finite,
 )
+from mlx_server.api.prompts import is_single, read_prompts
 from mlx_server.api.schema import MAX_CHOICES, GenerationFields, validate
-from mlx_server.core import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from mlx_server.core import GenerationRequest
 from mlx_server.deltas import Text, TokenLogprob
 from mlx_server.errors import RequestError
 
 # ---------------------------------------------------------------- the body
-
-
-_Ids = Annotated[list[within(int, 0, INT32_MAX)], Field(min_length=1)]
-_Texts = Annotated[list[str], Field(min_length=1)]
-_Prompts = str | _Ids | _Texts | Annotated[list[_Ids], Field(min_length=1)]
 
 
 class CompletionBody(GenerationFields):
@@ -48,7 +40,7 @@ class CompletionBody(GenerationFields):
         json_schema_extra={"example": {"prompt": "Once upon a time", "max_tokens": 32}}
     )
 
-    prompt: Annotated[Any, unchecked(_Prompts)]
+    prompt: Annotated[Any, unchecked(PromptsType)]
     echo: OptionalFlag = None
     suffix: OptionalText = None
     best_of: Annotated[int | None, optional(integer(1, MAX_CHOICES))] = None
@@ -63,30 +55,6 @@ class CompletionBody(GenerationFields):
             )
         if self.best_of not in (None, 1, self.choices):
             raise wrong("best_of", "must be 1 or equal to `n`", self.best_of)
-
-
-def read_prompts(value: Any) -> tuple[Prompt, ...]:
-    """The `prompt` field: a string, token ids, or a list of either kind.
-
-    Raises:
-        RequestError: It is none of them, or a list of both; the element is named.
-    """
-    if isinstance(value, str):
-        return (TextPrompt(checked(text, value, "prompt")),)
-    if not isinstance(value, list) or not value:
-        raise wrong("prompt", "must be a string or a non-empty list of strings or token ids", value)
-    if isinstance(value[0], str):
-        return tuple(TextPrompt(checked(text, item, "prompt", i)) for i, item in enumerate(value))
-    if isinstance(value[0], list):
-        return tuple(_token_prompt(item, "prompt", i) for i, item in enumerate(value))
-    return (_token_prompt(value, "prompt"),)
-
-
-def _token_prompt(value: Any, *location: str | int) -> TokenPrompt:
-    if not isinstance(value, list) or not value:
-        raise wrong(path(location), "must be a non-empty list of token ids", value)
-    check = integer(0, INT32_MAX)
-    return TokenPrompt(tuple(checked(check, item, *location, i) for i, item in enumerate(value)))
 
 
 # ---------------------------------------------------------------- the reply
@@ -165,7 +133,7 @@ class OpenAICompletions(OpenAIDialect):
             options.pop("probs", None)
             if echo:
                 options["prompt_logprobs"] = fields.logprobs
-        shown = fields.prompt if len(prompts) > 1 else [fields.prompt]
+        shown = [fields.prompt] if is_single(fields.prompt) else fields.prompt
         return GenerationRequest(
             id=new_id("cmpl"),
             prompts=prompts,
