@@ -38,7 +38,7 @@ from mlx_server.services import (
     Scores,
 )
 from mlx_server.text.pairs import encode_pair
-from mlx_server.text.tokenizer import Tokenizer
+from mlx_server.text.tokenizer import Tokenizer, check_ids
 
 PATIENCE = 30.0
 """Seconds that a request waits for room for keys and values."""
@@ -161,13 +161,7 @@ class Embedder:
     def _encode(self, prompt: Prompt, param: str) -> list[int]:
         ids = self.tokenizer.encode_prompt(prompt)
         if isinstance(prompt, TokenPrompt | MixedPrompt):
-            wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-            if wrong is not None:
-                raise RequestError(
-                    f"Token id {wrong} in `{param}` is not in the vocabulary "
-                    f"(0 to {self.vocab_size - 1}).",
-                    param=param,
-                )
+            check_ids(ids, self.vocab_size, param)
         if not ids:
             raise RequestError(f"`{param}` is empty; give a text or token ids.", param=param)
         self._check_length(ids, param)

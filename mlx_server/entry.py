@@ -17,7 +17,7 @@ from mlx_server.engine.limits import Limits
 from mlx_server.engine.loading import EngineInfo, load_engine, unload
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ModelLoadError, NotSupported, RequestError
-from mlx_server.llm import LLM, check_ids
+from mlx_server.llm import LLM
 from mlx_server.models import encoder, loader
 from mlx_server.models.control import control_vectors_of
 from mlx_server.models.embedding_files import own_pooling
@@ -25,7 +25,7 @@ from mlx_server.models.model_files import read_json
 from mlx_server.models.overrides import RopeOverrides
 from mlx_server.models.registry import is_encoder
 from mlx_server.replies import ReplyForms
-from mlx_server.text.tokenizer import Tokenizer
+from mlx_server.text.tokenizer import Tokenizer, check_ids
 
 
 @dataclass(eq=False)
@@ -193,7 +193,8 @@ def _holds_encoder(path: Path) -> bool:
 def _check_defaults(defaults: Defaults, vocab_size: int, replies: ReplyForms) -> None:
     """Raises ModelLoadError for what would fail every request."""
     try:
-        check_ids([token for token, _ in defaults.flags.get("logit_bias", ())], vocab_size, "it")
+        biased = [token for token, _ in defaults.flags.get("logit_bias", ())]
+        check_ids(biased, vocab_size, "logit_bias")
     except RequestError as error:
         raise ModelLoadError(f"--logit-bias: {error.message}") from None
     if defaults.grammar is not None:

@@ -21,11 +21,12 @@ from mlx_server.core import (
     InfillPrompt,
     MixedPrompt,
     Prompt,
+    TextOptions,
     TokenPrompt,
 )
 from mlx_server.defaults import Defaults
 from mlx_server.deltas import Finished
-from mlx_server.engine.limits import no_room
+from mlx_server.engine.limits import check_slot, no_room
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import ContextLengthExceeded, RequestError
 from mlx_server.exchange import EngineRequest
@@ -33,7 +34,7 @@ from mlx_server.generation import Generation
 from mlx_server.replies import ReplyForms
 from mlx_server.sampling_params import SamplingParams
 from mlx_server.services import Served
-from mlx_server.text.tokenizer import Tokenizer
+from mlx_server.text.tokenizer import Tokenizer, check_ids
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +99,12 @@ class LLM:
                 f"at most {MAX_SEQUENCES} are possible.",
                 param="prompt" if len(request.prompts) > 1 else "n",
             )
-        if request.slot is not None and not 0 <= request.slot < self.num_slots:
-            raise RequestError(
-                f"There is no slot {request.slot}; this server has {self.num_slots}, from 0 on.",
-                param="id_slot",
-            )
+        if request.slot is not None:
+            check_slot(request.slot, self.num_slots)
         if request.grammar is None and request.tool_use is None:
             request = replace(request, grammar=self.defaults.grammar)
-        params = self._params(request)
+        text = self.defaults.text_options(request)
+        params = self._params(request, text)
         prompts = [self._encode(prompt, params.max_tokens) for prompt in request.prompts]
         forms = [
             self.replies.of(request, prompt, ids)
@@ -128,19 +127,17 @@ class LLM:
             )
         ]
         grammar = request.grammar.text if request.grammar is not None else ""
-        breakers = self.defaults.text_options(request).dry_breakers or ()
-        served = Served(self.path, self.context_length, grammar, breakers)
+        served = Served(self.path, self.context_length, grammar, text.dry_breakers or ())
         return Generation(
             self.name, self.worker, self.tokenizer, request, requests, forms, served, self.observe
         )
 
-    def _params(self, request: GenerationRequest) -> SamplingParams:
+    def _params(self, request: GenerationRequest, text: TextOptions) -> SamplingParams:
         options = self.defaults.options(request)
         if options.get("seed") is None:
             # Within what a client's floating-point numbers hold; the largest means "draw one".
             options["seed"] = secrets.randbelow(2**32 - 1)
         penalised = any(options.get(name, off) != off for name, off in _PENALTIES.items())
-        text = self.defaults.text_options(request)
         if penalised or text.logit_bias:
             resolved = self.tokenizer.resolve(text)
             resolved["logit_bias"] = (*options.get("logit_bias", ()), *resolved["logit_bias"])
@@ -174,10 +171,10 @@ class LLM:
     def _fit(self, params: SamplingParams, ids: Sequence[int], prompt: Prompt) -> SamplingParams:
         """A larger max_tokens is cut where the context is full, and ends in "length"."""
         room = self.context_length - len(ids)
-        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
-        if room < (0 if params.max_tokens == 0 else 1):
-            raise ContextLengthExceeded(len(ids), self.context_length, param=param)
         wanted = 0 if params.max_tokens == 0 else 1
+        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        if room < wanted:
+            raise ContextLengthExceeded(len(ids), self.context_length, param=param)
         if len(ids) + wanted > self.kv_tokens < self.context_length:
             raise RequestError(no_room(len(ids), self.kv_tokens), param=param)
         if params.n_keep is not None:
@@ -191,18 +188,8 @@ class LLM:
         """A reply that goes on in a full context ends where it was told to, else, as
         llama-server's do, where the model's training ended."""
         keep, limit = params.n_keep, params.max_tokens
-        if keep is not None and keep >= 0 and ids[0] == self.tokenizer.bos_token_id:
+        if keep >= 0 and ids[0] == self.tokenizer.bos_token_id:
             keep += 1
         if limit is None:
             limit = max(room, self.trained_length - len(ids))
         return replace(params, max_tokens=limit, n_keep=keep)
-
-
-def check_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raises RequestError for one that is not in the vocabulary."""
-    wrong = next((i for i in token_ids if not 0 <= i < vocab_size), None)
-    if wrong is not None:
-        raise RequestError(
-            f"Token id {wrong} in {param} is not in the vocabulary (0 to {vocab_size - 1}).",
-            param=param,
-        )

@@ -126,9 +126,9 @@ class Names:
         """At which the numbered adapters apply to requests that come now."""
         return tuple(self._scales)
 
-    def set_scales(self, scales: Mapping[int, float], param: str = "id") -> None:
+    def set_scales(self, scales: Mapping[int, float]) -> None:
         """Those that are not named get 0. Raises RequestError for one there is not."""
-        self._scales = self._numbers(scales, param)
+        self._scales = self._numbers(scales, "id")
 
     def _numbers(self, scales: Mapping[int, float], param: str) -> list[float]:
         found = [0.0] * len(self.numbered)

@@ -71,10 +71,9 @@ class ModelPool(PoolServices):
 
     def generate(self, request: GenerationRequest) -> Generation | Arrival:
         """Accept the request, or raise what is wrong with it or with us."""
-        self.check_ready()
+        name, adapter = self._resolve(request.model)
         if request.timeout is None:
             request = replace(request, timeout=self.config.request_timeout)
-        name, adapter = self.names.resolve(request.model, self._paths(), self.current_model())
         generation = self._start(name, adapter, request)
         if generation is not None:
             return generation
@@ -160,9 +159,6 @@ class ModelPool(PoolServices):
             root=str(entry.path) if entry else None,
             context_length=entry.context_length if entry else None,
         )
-
-    def _paths(self) -> dict[str, Path]:
-        return {name: entry.path for name, entry in self.residence.entries().items()}
 
 
 def _refused(error: ModelLoadError) -> RequestError:

@@ -97,9 +97,7 @@ class PoolServices(PoolSlots):
     def _kept(self, model: str | None) -> Iterator[tuple[Entry, tuple[AdapterScale, ...]]]:
         """The model in memory that a name means, not to be unloaded meanwhile, and the adapters
         that apply. Raises Unavailable, ModelNotFound."""
-        self.check_ready()
-        paths = {name: entry.path for name, entry in self.residence.entries().items()}
-        name, adapter = self.names.resolve(model, paths, self.current_model())
+        name, adapter = self._resolve(model)
         with self.residence.entering(name) as entry:
             if entry is None:
                 raise Unavailable(

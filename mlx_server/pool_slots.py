@@ -12,6 +12,7 @@ from typing import Any
 from mlx_server.config import Config
 from mlx_server.engine import slot_files
 from mlx_server.engine.engine import Engine
+from mlx_server.engine.limits import check_slot
 from mlx_server.engine.worker import Worker
 from mlx_server.entry import Entry
 from mlx_server.errors import NotSupported, RequestError, Unavailable
@@ -51,13 +52,19 @@ class PoolBase(ABC):
 
     def _entry(self, model: str | None = None) -> Entry:
         """The model in memory that a name means. Raises Unavailable, ModelNotFound."""
-        self.check_ready()
-        entries = self.residence.entries()
-        paths = {name: entry.path for name, entry in entries.items()}
-        name, _ = self.names.resolve(model, paths, self.current_model())
-        if name not in entries:
+        name, _ = self._resolve(model)
+        entry = self.residence.entries().get(name)
+        if entry is None:
             raise Unavailable(f"The model {name!r} is not in memory.", retry_after=5)
-        return entries[name]
+        return entry
+
+    def _resolve(self, model: str | None) -> tuple[str, str | None]:
+        """(model, adapter) that a name means; see `Names.resolve`. Raises as `check_ready`."""
+        self.check_ready()
+        return self.names.resolve(model, self._paths(), self.current_model())
+
+    def _paths(self) -> dict[str, Path]:
+        return {name: entry.path for name, entry in self.residence.entries().items()}
 
 
 class PoolSlots(PoolBase):
@@ -95,12 +102,7 @@ class PoolSlots(PoolBase):
 
     def _slot_entry(self, slot: int) -> Entry:
         entry = self._entry()
-        num_slots = entry.generator.num_slots
-        if not 0 <= slot < num_slots:
-            raise RequestError(
-                f"There is no slot {slot}; this server has {num_slots}, from 0 on.",
-                param="id_slot",
-            )
+        check_slot(slot, entry.generator.num_slots)
         return entry
 
 

@@ -18,6 +18,9 @@ from mlx_server.sampler_names import named
 _TRUE = {"1", "true", "yes", "on", "enabled"}
 _FALSE = {"0", "false", "no", "off", "disabled"}
 
+CACHE_TYPES = {"f32": None, "f16": None, "bf16": None, "q8_0": 8, "q4_0": 4}
+"""llama.cpp's types of stored keys and values → bits; None stores them as they are computed."""
+
 
 def boolean(text: str) -> bool:
     if text.lower() in _TRUE:
@@ -211,8 +214,8 @@ def device(text: str) -> str:
 
 def cache_type(text: str) -> str:
     value = text.strip().lower()
-    if value not in ("f32", "f16", "bf16", "q8_0", "q4_0"):
-        raise ValueError("expected one of f32, f16, bf16, q8_0, q4_0; MLX has no other types")
+    if value not in CACHE_TYPES:
+        raise ValueError(f"expected one of {', '.join(CACHE_TYPES)}; MLX has no other types")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from zoo_models import CONTEXT, TOLERANCE, Keeping, make_qwen3, seeded, tokens_o
 
 from mlx_server.cache.base import Exported, Seat
 from mlx_server.cache.storage import Quantization
+from mlx_server.cache.zoo_export import pack, unpack
 from mlx_server.models.base import Row, ServedModel
 from mlx_server.models.llama import LlamaModel
 from mlx_server.models.zoo import ZooModel
@@ -63,6 +65,28 @@ def check_goes_on(
     for going in (fork, adopted):
         other.cache.close(going)
     assert other.cache.nbytes == 0
+
+
+def test_attributes_of_every_kind_come_back() -> None:
+    def cache(**attributes) -> SimpleNamespace:
+        return SimpleNamespace(**attributes)
+
+    array = mx.arange(3)
+    given = cache(
+        state=[array, None, (array, 2)], pair=(1, [True]), offset=3, scale=0.5, kind="a", empty=None
+    )
+    arrays, described = pack([given])
+    assert list(arrays) == ["0.state.0", "0.state.2.0"]
+    fresh = cache(**dict.fromkeys(vars(given)))
+    unpack([fresh], arrays, described)
+    assert vars(fresh) == vars(given)
+    assert type(fresh.state[2]) is tuple and fresh.state[0] is array
+    with pytest.raises(ValueError, match=r"array 0\.state\.2\.0 is missing"):
+        unpack([cache(**dict.fromkeys(vars(given)))], {"0.state.0": array}, described)
+    with pytest.raises(ValueError, match="other kinds"):
+        unpack([cache(offset=0)], arrays, described)
+    with pytest.raises(ValueError, match="a cache's what is a set"):
+        pack([cache(what={1})])
 
 
 # ---------------------------------------------------------------- our slabs

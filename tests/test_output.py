@@ -73,6 +73,18 @@ def test_tokens_swallowed_by_a_stop_string_are_not_reported(tokenizer: Tokenizer
         assert deltas[-1].stop_sequence == stop and deltas[-1].reason == "stop"
 
 
+def test_several_tokens_of_a_step_are_one_piece_with_its_last_figures(
+    tokenizer: Tokenizer,
+) -> None:
+    ids = tuple(tokenizer.encode("Lily went to the park", add_special_tokens=False))
+    request = EngineRequest("r", (1, 403), SamplingParams(max_tokens=9))
+    choice = Choice(0, request, tokenizer, ids=True, timings=True)
+    output = TokenOutput("r", 0, ids[:3], started_at=0.0)
+    (piece,) = [d for d in choice.feed(output) if isinstance(d, Text)]
+    assert piece.ids == ids[:3] and piece.text.strip() == tokenizer.decode(ids[:3]).strip()
+    assert piece.timings == choice.timings and piece.timings.predicted_n == 3
+
+
 def test_the_end_token_is_counted_but_not_shown(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("Lily", add_special_tokens=False), 2]
     deltas = run(tokenizer, ids, reason="stop")

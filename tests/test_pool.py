@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from conftest import running_pool
 
-from mlx_server.core import GenerationRequest, TextPrompt, TokenPrompt
+from mlx_server.core import GenerationRequest, TextOptions, TextPrompt, TokenPrompt
 from mlx_server.deltas import Heartbeat, Text
 from mlx_server.errors import (
     DeadlineExceeded,
@@ -122,6 +122,41 @@ def test_default_adapter_and_summed_ones(open_pool, stories: Path) -> None:
         everywhere.residence._entries[everywhere.names.default], "moon"
     )
     assert [scale for _, scale in scaled] == [1.0, 1.0]
+    entry = everywhere.residence._entries[everywhere.names.default]
+    twice = everywhere.adapter_scales(entry, None, "adapters/dragon")
+    assert twice == ((str((adapters / "dragon").resolve()), 2.0),)
+    # They are adapters of that one model.
+    assert everywhere.names.applied("another", None, None) == []
+    assert default.names.applied("another", None, None) == []
+
+
+@pytest.mark.parametrize(
+    "penalty", ["repetition_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier"]
+)
+def test_options_that_are_text_become_tokens_where_a_penalty_wants_them(
+    pool: ModelPool, penalty: str
+) -> None:
+    newline = TextOptions(dry_breakers=("\n",), penalize_nl=False)
+    for strength in (0.5, None):
+        options = {} if strength is None else {penalty: strength}
+        generation = start(pool, max_tokens=1, options=options, text_options=newline)
+        for _ in generation:
+            pass
+        found = generation.params
+        assert bool(found.unpenalized) is bool(found.dry_breakers) is (strength is not None)
+
+
+def test_a_reply_that_is_broken_off_counts(pool: ModelPool) -> None:
+    ended = b'mlx_server_requests_total{outcome="abort"} %d.0'
+    for number in (1, 2):
+        running = iter(start(pool, max_tokens=400, options={"ignore_eos": True}))
+        next(delta for delta in running if isinstance(delta, Text))
+        running.close()
+        assert ended % number in pool.metrics()
+    running = iter(start(pool, max_tokens=400))
+    next(running)  # no token came yet
+    running.close()
+    assert ended % 2 in pool.metrics()
 
 
 def test_strict_names(open_pool, stories: Path) -> None:

@@ -147,6 +147,16 @@ def test_an_erased_slot_is_computed_anew(tmp_path: Path) -> None:
     assert cached(again, "d") == 79
 
 
+def test_an_erased_slot_leaves_others_what_began_like_it() -> None:
+    engine, (prompt, rest) = fresh(), random_prompts([100, 80])
+    other = prompt[:40] + rest
+    run(engine, in_slot("a", prompt, 0))
+    assert cached(run(engine, in_slot("b", other, 1)), "b") == 40
+    erase(engine, 0)
+    assert cached(run(engine, in_slot("c", other, 1)), "c") == 119
+    assert cached(run(engine, in_slot("d", prompt, 0)), "d") == 40
+
+
 # ---------------------------------------------------------------- adapters
 
 

@@ -10,7 +10,7 @@ from grammars import Bytes
 from mlx_server.text.parsers import tagged_families as families
 from mlx_server.text.parsers.lark import Lark, ToolRule
 from mlx_server.text.parsers.minimax_m3 import MINIMAX_M3
-from mlx_server.text.parsers.typed import ALL_KINDS, as_json, kinds, resolved, standing_alone
+from mlx_server.text.parsers.typed import ALL_KINDS, as_json, kinds, resolved, size, standing_alone
 
 ROOT = {
     "$defs": {"a/b": {"type": "string"}, "loop": {"$ref": "#/$defs/loop"}},
@@ -100,3 +100,13 @@ def test_grammars_of_schemas_that_are_a_part_of_themselves_are_made(times):
     for syntax in (families.GLM, MINIMAX_M3):
         lark = Lark({})
         assert syntax.section(lark, [ToolRule("f", schema)], several=False)
+
+
+@pytest.mark.parametrize("leaf", [True, {}, {"type": "string"}, {"$ref": "#/$defs/a~1b"}])
+@pytest.mark.parametrize("depth", range(14, 19))
+def test_a_length_is_looked_for_in_alternatives_of_any_depth(leaf, depth):
+    schema = leaf
+    for _ in range(depth):
+        schema = {"anyOf": [schema, {"type": "integer"}]}
+    assert size(schema, ROOT) == (0, None)
+    assert size({"oneOf": [{"minLength": 2, "maxLength": 3}, {"type": "null"}]}, ROOT) == (2, 3)

@@ -7,6 +7,7 @@ import pytest
 from models import make_pair
 
 from mlx_server.models import tile
+from mlx_server.models.base import Row
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,12 @@ def test_only_float32_on_a_cpu_with_openblas_has_a_tile(monkeypatch: pytest.Monk
     assert tile.row_tile(quantised) == tile.row_tile(half) == 1
     monkeypatch.setattr(tile, "_has_openblas", lambda: False)
     assert tile.row_tile(plain) == 1
+
+
+def test_spare_rows_have_no_states() -> None:
+    model = make_pair()[1]
+    model.tile = 16
+    seat = model.cache.open(8)
+    hidden = model.hidden(mx.array([1, 2, 3, 4, 5]), [Row(seat, 5, 0)])
+    model.cache.close(seat)
+    assert hidden.shape == (5, model.module.args.hidden_size)

@@ -115,6 +115,17 @@ class Cache(ABC):
             ValueError: They are another cache's; the message says what differs.
         """
 
+    @staticmethod
+    def check_layout(metadata: Mapping[str, str], own: Mapping[str, str]) -> None:
+        """Raises ValueError where exported state is not laid out as here.
+
+        Args:
+            own: What has to agree, `storage` among it.
+        """
+        if {key: metadata.get(key) for key in own} != own:
+            found = metadata.get("storage") or "by another cache"
+            raise ValueError(f"keys and values are stored {own['storage']} here, there {found}")
+
     def reusable(self, seat: Seat, length: int) -> int:
         """The most tokens, `length` at most, that another sequence may go on from."""
         return min(length, seat.length)

@@ -192,10 +192,7 @@ class KVCache(Cache):
         self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], length: int
     ) -> KVSeat:
         storage = self._storage(length)
-        layout = _layout(storage)
-        if dict(metadata) != layout:
-            found = metadata.get("storage") or "by another cache"
-            raise ValueError(f"keys and values are stored {layout['storage']} here, there {found}")
+        self.check_layout(metadata, _layout(storage))
         columns = -(-length // COPY_STEP) * COPY_STEP
         room = [(0, 0), (0, 0), (0, columns - length), (0, 0)]
         layers: Layers = []

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_server.cache.attention import attention, bias
 from mlx_server.config import Config
 from mlx_server.errors import ModelLoadError
+from mlx_server.settings_values import CACHE_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,6 @@ class Quantization:
     bits: int
     group_size: int = 64
     start: int = 0
-
-
-CACHE_TYPES = {"f32": None, "f16": None, "bf16": None, "q8_0": 8, "q4_0": 4}
-"""llama.cpp's types of stored keys and values → bits; None stores them as they are computed."""
 
 
 def quantization_of(config: Config) -> Quantization | None:

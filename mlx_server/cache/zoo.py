@@ -202,10 +202,7 @@ class ZooCache(Cache):
         quantized = length >= self._start
         if length == self._start and metadata.get("storage") == plain:
             quantized = False
-        layout = self._layout(quantized=quantized)
-        if {key: metadata.get(key) for key in layout} != layout:
-            found = metadata.get("storage") or "by another cache"
-            raise ValueError(f"keys and values are stored {layout['storage']} here, there {found}")
+        self.check_layout(metadata, self._layout(quantized=quantized))
         caches = self._make_caches()
         if quantized:
             caches = quantised(caches, self._quantization)

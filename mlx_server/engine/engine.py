@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_server.cache.prefix import PrefixCache
 from mlx_server.core import FinishReason
-from mlx_server.engine.limits import Limits, bound, most_tokens, no_room
+from mlx_server.engine.limits import Limits, bound, check_slot, most_tokens, no_room
 from mlx_server.engine.recorder import Counters, Recorder
 from mlx_server.engine.reports import figures, report
 from mlx_server.engine.runner import Flight, Landed, Runner
@@ -93,11 +93,8 @@ class Engine:
         params, size = request.params, len(request.token_ids)
         if size + min(1, params.max_tokens) > self.max_tokens:
             raise RequestError(no_room(size, self.max_tokens))
-        if request.slot is not None and not 0 <= request.slot < len(self.slots):
-            raise RequestError(
-                f"There is no slot {request.slot}; this server has {len(self.slots)}, from 0 on.",
-                param="id_slot",
-            )
+        if request.slot is not None:
+            check_slot(request.slot, len(self.slots))
         context = None if params.n_keep is None else self.max_tokens
         if context is None:
             params = replace(params, max_tokens=min(params.max_tokens, self.max_tokens - size))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlx_server.cache.storage import Quantization, quantization_of
 from mlx_server.config import Config
+from mlx_server.errors import RequestError
 from mlx_server.models.base import ServedModel
 
 ROW = 1024
@@ -111,6 +112,14 @@ def _bytes_for(model: ServedModel, num_tokens: int, num_rows: int) -> int:
     state stops growing, or does not grow at all, several take more."""
     rows = min(num_rows, max(1, num_tokens // ROW))
     return max(model.cache.cost(num_tokens), rows * model.cache.cost(-(-num_tokens // rows)))
+
+
+def check_slot(slot: int, num_slots: int) -> None:
+    """Raises RequestError for a slot that there is not."""
+    if not 0 <= slot < num_slots:
+        raise RequestError(
+            f"There is no slot {slot}; this server has {num_slots}, from 0 on.", param="id_slot"
+        )
 
 
 def no_room(prompt_tokens: int, max_tokens: int) -> str:

@@ -18,7 +18,7 @@ from mlx_server.errors import ModelLoadError
 from mlx_server.models import loader
 from mlx_server.models.base import ServedModel
 from mlx_server.models.lora import AdapterBank
-from mlx_server.models.model_config import context_length
+from mlx_server.models.model_config import context_length, hidden_size
 from mlx_server.models.overrides import RopeOverrides
 
 
@@ -94,7 +94,7 @@ def load_engine(
         vocab_size=model.vocab_size,
         context_length=limits.context_of(model.context_length),
         trained_length=model.context_length,
-        hidden_size=_hidden_size(loaded.config),
+        hidden_size=hidden_size(loaded.config),
         num_parameters=loaded.num_parameters,
         nbytes=loaded.nbytes,
         kv_bytes=int(model.cache.max_bytes),
@@ -102,13 +102,6 @@ def load_engine(
         eos_token_ids=loaded.eos_token_ids,
         sampling=loaded.generation_config,
     )
-
-
-def _hidden_size(config: Mapping[str, Any]) -> int:
-    nested = config.get("text_config")
-    sources = (config, nested if isinstance(nested, Mapping) else {})
-    sizes = (source.get(key) for source in sources for key in ("hidden_size", "n_embd", "d_model"))
-    return next((size for size in sizes if type(size) is int), 0)
 
 
 def _served(

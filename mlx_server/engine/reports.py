@@ -38,7 +38,7 @@ def report(
 def figures(scheduler: Scheduler) -> dict[str, float]:
     """What its scheduler, its cache and its prefixes come to; from any thread."""
     cache, seating, prefixes = scheduler.cache, scheduler.seating, scheduler.seating.prefixes
-    seats = [s.seat for s in list(scheduler.running)] + [e.seat for e in list(prefixes)]
+    seats = [s.seat for s in list(scheduler.running)] + [e.seat for e in prefixes]
     budget = cache.max_bytes
     return {
         "prompt_tokens_cached": seating.num_cached_tokens,

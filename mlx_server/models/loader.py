@@ -157,9 +157,6 @@ def _inspect(path: Path, trust_remote_code: bool, rope: RopeOverrides | None) ->
     code = config.get("model_file")
     if code is None:
         check_known(config)
-        config = _with_rope(config, rope)
-        if config["model_type"] in OURS:
-            _Builder(config).from_dict(config)
     elif not trust_remote_code:
         raise ModelLoadError(
             f"it runs Python code of its own ({code}); add --trust-remote-code if you trust it."
@@ -168,8 +165,9 @@ def _inspect(path: Path, trust_remote_code: bool, rope: RopeOverrides | None) ->
         raise ModelLoadError(
             f"{path} lacks {code}, the Python code that config.json names; fetch the model again."
         )
-    else:
-        config = _with_rope(config, rope)
+    config = _with_rope(config, rope)
+    if code is None and config["model_type"] in OURS:
+        _Builder(config).from_dict(config)
     _check_quantization(config.get("quantization"))
     weights = weight_files(path)
     for file in weights:

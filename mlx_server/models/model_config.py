@@ -1,5 +1,5 @@
 """What config.json and generation_config.json say beside the architecture: end tokens,
-sampling defaults, context length."""
+sampling defaults, context length, hidden size."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ CONTEXT_KEYS = (
     "max_context_length",
 )
 ATTENTION_KEYS = ("num_attention_heads", "n_head", "n_heads")
+HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model")
 
 DEFAULT_CONTEXT = 8192
 UNBOUNDED_CONTEXT = 1 << 20
@@ -91,6 +92,13 @@ def context_length(config: Mapping[str, Any]) -> int:
                 return value
     attends = any(source.get(key) for source in sources for key in ATTENTION_KEYS)
     return DEFAULT_CONTEXT if attends else UNBOUNDED_CONTEXT
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    """Width of the hidden states; 0 where config.json does not say."""
+    sources = (config, _text_config(config))
+    sizes = (source.get(key) for source in sources for key in HIDDEN_KEYS)
+    return next((size for size in sizes if type(size) is int), 0)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

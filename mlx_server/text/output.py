@@ -289,7 +289,7 @@ def _with(
 ) -> Text | Reasoning | CallArguments:
     both = replace(last, text=last.text + delta.text, tokens=last.tokens + delta.tokens)
     if isinstance(both, Text) and isinstance(delta, Text):
-        both = replace(both, ids=both.ids + delta.ids, timings=delta.timings)
+        both = replace(both, ids=both.ids + delta.ids)  # the timings of a step are the same
     return both
 
 

@@ -16,7 +16,7 @@ from mlx_server.core import (
     TextPrompt,
     TokenPrompt,
 )
-from mlx_server.errors import ModelLoadError
+from mlx_server.errors import ModelLoadError, RequestError
 from mlx_server.services import TokenPiece
 from mlx_server.text.formats import OutputFormat, choose_format
 from mlx_server.text.infill import InfillTokens, encode_infill, find_infill_tokens
@@ -212,3 +212,13 @@ def _with_start(template: str, hf: Any) -> str:
     bos = hf.bos_token
     starts = bos is not None and hf.encode("")[:1] == [hf.bos_token_id]
     return "{{ bos_token }}" + template if starts and not template.startswith(bos) else template
+
+
+def check_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises RequestError for one that is not in the vocabulary."""
+    wrong = next((i for i in token_ids if not 0 <= i < vocab_size), None)
+    if wrong is not None:
+        raise RequestError(
+            f"Token id {wrong} in `{param}` is not in the vocabulary (0 to {vocab_size - 1}).",
+            param=param,
+        )

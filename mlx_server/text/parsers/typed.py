@@ -107,11 +107,11 @@ def size(schema: Any, root: Mapping[str, Any]) -> Size:
             return 0, None
         inner = _only_text(schema, root)
         if inner is None:
-            break
+            least, most = schema.get("minLength"), schema.get("maxLength")
+            least = least if isinstance(least, int) and least > 0 else 0
+            return least, max(most, least) if isinstance(most, int) else None
         schema = inner
-    least, most = schema.get("minLength"), schema.get("maxLength")
-    least = least if isinstance(least, int) and least > 0 else 0
-    return least, max(most, least) if isinstance(most, int) else None
+    return 0, None
 
 
 def _only_text(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
