@@ -76,6 +76,8 @@ def _existing_file(path: str) -> str:
 TRANSLATED = (
     Translated(("-hf", "-hfr", "--hf-repo"), HF_REPO, values.hf_repo,
                env=("LLAMA_ARG_HF_REPO",), metavar="REPO"),
+    Translated(("--lora-scaled",), "lora", values.scaled_paths,
+               env=("MLX_SERVER_LORA_SCALED",), metavar="PATH SCALE"),
     Translated(("--chat-template-file",), "chat_template", _existing_file,
                env=("LLAMA_ARG_CHAT_TEMPLATE_FILE",), metavar="FILE"),
     Translated(("--sampling-seq", "--sampler-seq"), "samplers", lettered,

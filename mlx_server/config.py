@@ -108,9 +108,10 @@ class Config:
         None, "LoRA or DoRA adapter folder that applies unless a request names another",
         group="model",
     )  # fmt: skip
-    lora: tuple[str, ...] = option(
+    lora: tuple[str | tuple[str, float], ...] = option(
         (), "adapter: NAME=PATH makes NAME a model id of its own, PATH alone applies to every "
-        "request (repeatable, or commas between several; they are summed)", string_list,
+        "request (repeatable, or commas between several; they are summed). --lora-scaled PATH "
+        "SCALE (or PATH:SCALE) applies it at that scale", string_list,
         repeat=True, metavar="[NAME=]PATH", group="model",
     )  # fmt: skip
     chat_template: str | None = option(
@@ -146,11 +147,6 @@ class Config:
     )  # fmt: skip
     hf_token: str | None = option(
         None, "Hugging Face access token", flags=("-hft",), env=("HF_TOKEN",), secret=True,
-        group="model",
-    )  # fmt: skip
-    lora_scaled: tuple[tuple[str, float], ...] = option(
-        (), "adapter and the scale it is applied at: PATH SCALE, or PATH:SCALE with commas "
-        "between several (repeatable)", scaled_paths, repeat=True, metavar="PATH SCALE",
         group="model",
     )  # fmt: skip
     lora_init_without_apply: bool = option(
@@ -568,14 +564,17 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
             values[f.name] = min(_read(f, name, environ) for name in found)
         elif found:
             values[f.name] = _read(f, found[0], environ)
+    lists = {f.name for f in fields(Config) if f.metadata["repeat"]}
     for row in compat.TRANSLATED:
         for name in row.env:
-            if row.field in values or not environ.get(name):
+            if not environ.get(name) or (row.field in values and row.field not in lists):
                 continue
             if row.field == compat.HF_REPO and environ.get(ENV_PREFIX + "MODEL"):
                 continue  # ours come first
             value = _convert(row.convert or boolean, name, environ[name])
-            if row.convert:
+            if row.field in lists:
+                values[row.field] = (*values.get(row.field, ()), *value)
+            elif row.convert:
                 values[row.field] = value
             elif value:
                 values[row.field] = row.const

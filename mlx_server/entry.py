@@ -12,7 +12,7 @@ from mlx_server.defaults import Defaults
 from mlx_server.deltas import Finished
 from mlx_server.embedder import Embedder
 from mlx_server.engine.encoders import EncoderInfo, load_encoder
-from mlx_server.engine.engine import Engine
+from mlx_server.engine.engines import Engines
 from mlx_server.engine.limits import Limits
 from mlx_server.engine.loading import EngineInfo, load_engine, unload
 from mlx_server.engine.worker import Worker
@@ -103,7 +103,7 @@ def open_entry(
     rope = RopeOverrides.of(config) if is_default else None
     control = control_vectors_of(config) if is_default else []
 
-    def load(engines: dict[str, Engine]) -> EngineInfo:
+    def load(engines: Engines) -> EngineInfo:
         return load_engine(
             engines,
             path,
@@ -172,7 +172,7 @@ def _entry(
 
 
 def _open_encoder(config: Config, worker: Worker, name: str, path: Path) -> Entry:
-    def load(engines: dict[str, Engine]) -> EncoderInfo:
+    def load(engines: Engines) -> EncoderInfo:
         return load_encoder(engines, path, name=name, chunk_size=config.prefill_chunk_size)
 
     info = worker.call(load)

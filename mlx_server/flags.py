@@ -135,9 +135,10 @@ def _add_translated(group: Any, row: compat.Translated) -> None:
             help=f"{help_text} to {row.const}",
         )  # fmt: skip
     else:
+        action = "extend" if row.convert in LISTS else "store"
         group.add_argument(
             *row.flags, dest=row.field, type=_named(row.convert), metavar=row.metavar,
-            help=help_text,
+            action=action, help=help_text,
         )  # fmt: skip
 
 

@@ -46,14 +46,15 @@ class Names:
         self.numbered: list[NumberedAdapter] = []
         applied = 0.0 if config.lora_init_without_apply else 1.0
         for value in config.lora:
+            if isinstance(value, tuple):
+                self.numbered.append(NumberedAdapter(Path(value[0]), applied * value[1]))
+                continue
             name, equals, path = value.partition("=")
             if equals:
                 self.adapters[name] = Path(path)
                 self.numbered.append(NumberedAdapter(Path(path), 0.0, name))
             else:
                 self.numbered.append(NumberedAdapter(Path(value), applied))
-        for path, scale in config.lora_scaled:
-            self.numbered.append(NumberedAdapter(Path(path), applied * scale))
         self._scales = [adapter.scale for adapter in self.numbered]
         self._folder = Path(os.path.expanduser(self.default)).resolve()
         self._usual = None if config.adapter_path is None else Path(config.adapter_path)

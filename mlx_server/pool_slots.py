@@ -12,6 +12,7 @@ from typing import Any
 from mlx_server.config import Config
 from mlx_server.engine import slot_files
 from mlx_server.engine.engine import Engine
+from mlx_server.engine.engines import Engines
 from mlx_server.engine.limits import check_slot
 from mlx_server.engine.worker import Worker
 from mlx_server.entry import Entry
@@ -74,7 +75,7 @@ class PoolSlots(PoolBase):
         entry = self._entry()
         name = entry.name
 
-        def states(engines: dict[str, Engine]) -> list[SlotState]:
+        def states(engines: Engines) -> list[SlotState]:
             return engines[name].slot_states() if name in engines else []
 
         return [_slot_info(entry, state) for state in self.worker.call(states)]

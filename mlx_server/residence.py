@@ -19,7 +19,7 @@ from mlx_server import demo
 from mlx_server.arrival import Arrival
 from mlx_server.config import Config
 from mlx_server.deltas import Finished
-from mlx_server.engine.engine import Engine
+from mlx_server.engine.engines import Engines
 from mlx_server.engine.loading import unload
 from mlx_server.engine.worker import Worker
 from mlx_server.entry import Entry, check_files, open_entry
@@ -153,7 +153,7 @@ class Residence:
                 entry.draining = True
                 self._state.wait_for(lambda entry=entry: entry.num_entering == 0)
 
-            def leave(engines: dict[str, Engine], name: str = name) -> bool:
+            def leave(engines: Engines, name: str = name) -> bool:
                 if not arrival.cancelled:
                     unload(engines, name)
                 return not arrival.cancelled

@@ -62,9 +62,7 @@ def folder(serve, stories: Path) -> HttpServer:
 def file(serve, stories: Path) -> HttpServer:
     """Everything in GGUF files; the first adapter applies, the second at scale 0."""
     dragon, moon = adapters(stories, ".gguf")
-    return serve(
-        model=str(stories / "stories260K.gguf"), lora=(dragon,), lora_scaled=((moon, 0.0),)
-    )
+    return serve(model=str(stories / "stories260K.gguf"), lora=(dragon, (moon, 0.0)))
 
 
 SERVERS = ["folder", "file"]
@@ -145,7 +143,7 @@ def test_scales_of_the_command_line(
     (entry,) = golden(stories, "dragon")[:1]
     check(complete(file, **asked(entry)), entry)
 
-    scaled = serve(model=str(stories / "stories260k"), lora_scaled=((paths[1], 1.0),))
+    scaled = serve(model=str(stories / "stories260k"), lora=((paths[1], 1.0),))
     (entry,) = golden(stories, "moon")[:1]
     check(complete(scaled, **asked(entry)), entry)
 

@@ -14,6 +14,7 @@ from models import make_engine, make_pair, random_prompts, request
 
 from mlx_server.core import GenerationRequest, TextPrompt, TokenPrompt
 from mlx_server.deltas import Delta, Heartbeat, Lull, Progress, Text
+from mlx_server.engine.loading import unload
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError, Unavailable
 from mlx_server.exchange import StepOutput
@@ -225,6 +226,11 @@ def test_the_numbers_are_sums_over_the_engines() -> None:
     stats = worker.stats()
     assert memory < stats.keys()
     assert (stats["running"], stats["waiting"], stats["generated_tokens"]) == (0, 0, 6)
+    worker.call(lambda engines: unload(engines, "a"))
+    left = worker.stats()
+    assert left["generated_tokens"] == 6 and left["slots"] < stats["slots"]
+    worker.call(lambda engines: unload(engines, "b"))
+    assert worker.stats()["generated_tokens"] == 6
     worker.stop()
 
 

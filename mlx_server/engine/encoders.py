@@ -56,7 +56,10 @@ class EncoderEngine:
 
     def stats(self) -> dict[str, float]:
         """Those of an engine that generates nothing: no metric is missing."""
-        return asdict(Counters()) | dict.fromkeys(_HELD, 0)
+        return self.counts() | dict.fromkeys(_HELD, 0)
+
+    def counts(self) -> dict[str, float]:
+        return asdict(Counters())
 
     def slot_states(self) -> list[SlotState]:
         return []

@@ -14,7 +14,7 @@ from mlx_server.cache.prefix import PrefixCache
 from mlx_server.core import FinishReason
 from mlx_server.engine.limits import Limits, bound, check_slot, most_tokens, no_room
 from mlx_server.engine.recorder import Counters, Recorder
-from mlx_server.engine.reports import figures, report
+from mlx_server.engine.reports import counts, figures, report
 from mlx_server.engine.runner import Flight, Landed, Runner
 from mlx_server.engine.scheduler import Scheduled, Scheduler
 from mlx_server.engine.sequence import Sequence, Status
@@ -171,7 +171,11 @@ class Engine:
         Bytes and tokens of keys and values count what running sequences hold and what is
         kept for others; a budget of 0 is none.
         """
-        return asdict(self.counters) | figures(self.scheduler)
+        return self.counts() | figures(self.scheduler)
+
+    def counts(self) -> dict[str, float]:
+        """What of it never gets less; from any thread."""
+        return asdict(self.counters) | counts(self.scheduler)
 
     # ------------------------------------------------------------ one step
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_server.cache.storage import Quantization
 from mlx_server.engine import device
 from mlx_server.engine.engine import Engine
+from mlx_server.engine.engines import Engines
 from mlx_server.engine.limits import Limits
 from mlx_server.errors import ModelLoadError
 from mlx_server.models import loader
@@ -45,7 +46,7 @@ class EngineInfo:
 
 
 def load_engine(
-    engines: dict[str, Engine],
+    engines: Engines,
     path: Path,
     *,
     name: str,
@@ -117,8 +118,8 @@ def _served(
     return ZooModel(loaded.model, loaded.config, context, bank, quantization)
 
 
-def unload(engines: dict[str, Engine], name: str) -> None:
+def unload(engines: Engines, name: str) -> None:
     """Drop an engine and give its memory back."""
-    engines.pop(name, None)
+    engines.drop(name)
     gc.collect()
     mx.clear_cache()

@@ -35,23 +35,30 @@ def report(
     )
 
 
-def figures(scheduler: Scheduler) -> dict[str, float]:
-    """What its scheduler, its cache and its prefixes come to; from any thread."""
-    cache, seating, prefixes = scheduler.cache, scheduler.seating, scheduler.seating.prefixes
-    seats = [s.seat for s in list(scheduler.running)] + [e.seat for e in prefixes]
-    budget = cache.max_bytes
+def counts(scheduler: Scheduler) -> dict[str, float]:
+    """What its scheduler and its prefixes have counted; from any thread."""
+    seating = scheduler.seating
     return {
         "prompt_tokens_cached": seating.num_cached_tokens,
         "prefix_hits": seating.num_hits,
         "prefix_misses": seating.num_misses,
         "preemptions": scheduler.num_preemptions,
         "shifts": scheduler.num_shifts,
+        "prefix_evictions": seating.prefixes.num_evicted,
+    }
+
+
+def figures(scheduler: Scheduler) -> dict[str, float]:
+    """What its scheduler, its cache and its prefixes hold; from any thread."""
+    cache, prefixes = scheduler.cache, scheduler.seating.prefixes
+    seats = [s.seat for s in list(scheduler.running)] + [e.seat for e in prefixes]
+    budget = cache.max_bytes
+    return {
         "running": len(scheduler.running),
         "waiting": len(scheduler.waiting),
         "slots": len(scheduler.slots),
         "prefix_entries": len(prefixes),
         "prefix_bytes": prefixes.nbytes,
-        "prefix_evictions": prefixes.num_evicted,
         "kv_bytes": cache.nbytes,
         "kv_budget_bytes": 0 if budget == float("inf") else int(budget),
         "kv_tokens": sum(seat.length for seat in seats if seat is not None),

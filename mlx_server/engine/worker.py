@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_server.engine import device
-from mlx_server.engine.engine import Engine
+from mlx_server.engine.engines import Engines
 from mlx_server.engine.trace import Trace
 from mlx_server.errors import ServerError, Unavailable
 from mlx_server.exchange import EngineRequest, StepOutput
@@ -49,16 +48,16 @@ class Control:
         unless: or else this be true.
     """
 
-    function: Callable[[dict[str, Engine]], Any]
+    function: Callable[[Engines], Any]
     future: Future[Any]
     idle: str | None = None
     unless: Callable[[], bool] = lambda: False
 
-    def ready(self, engines: dict[str, Engine]) -> bool:
+    def ready(self, engines: Engines) -> bool:
         engine = engines.get(self.idle or "")
         return engine is None or not engine.busy or self.unless()
 
-    def run(self, engines: dict[str, Engine]) -> None:
+    def run(self, engines: Engines) -> None:
         try:
             self.future.set_result(self.function(engines))
         except BaseException as error:
@@ -83,7 +82,7 @@ class Worker:
     def __init__(self, max_waiting: int) -> None:
         self.max_waiting = max_waiting
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._engines: dict[str, Engine] = {}
+        self._engines = Engines()
         self._outboxes: dict[str, tuple[str, Outbox]] = {}
         # They stay when their engines go.
         self._traces: dict[str, Trace] = {}
@@ -114,10 +113,7 @@ class Worker:
 
     def stats(self) -> dict[str, float]:
         """What the engines count, summed over them, and what the device's memory holds."""
-        total: Counter[str] = Counter()
-        for engine in list(self._engines.values()):
-            total.update(engine.stats())
-        return {**total, **device.memory()}
+        return {**self._engines.stats(), **device.memory()}
 
     def submit(self, engine: str, requests: Sequence[EngineRequest], outbox: Outbox) -> None:
         """Queue requests that belong together, all or none; their outputs arrive in the outbox.
@@ -142,7 +138,7 @@ class Worker:
 
     def call(
         self,
-        function: Callable[[dict[str, Engine]], Any],
+        function: Callable[[Engines], Any],
         *,
         idle: str | None = None,
         unless: Callable[[], bool] = lambda: False,
