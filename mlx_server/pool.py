@@ -13,12 +13,12 @@ from mlx_server.deltas import Finished
 from mlx_server.engine import device
 from mlx_server.engine.worker import Worker
 from mlx_server.entry import Entry
-from mlx_server.errors import ModelLoadError, RequestError, Unavailable
+from mlx_server.errors import ModelLoadError, Unavailable
 from mlx_server.generation import Generation
 from mlx_server.metrics import Observer
 from mlx_server.models import hub
 from mlx_server.names import Names, unknown
-from mlx_server.pool_services import PoolServices, read_system_prompt
+from mlx_server.pool_services import PoolServices, read_system_prompt, refused
 from mlx_server.recent import Recent
 from mlx_server.residence import Residence
 from mlx_server.services import SystemPrompt
@@ -82,7 +82,7 @@ class ModelPool(PoolServices):
             try:
                 self.residence.inspect(name)
             except ModelLoadError as error:
-                raise _refused(error) from error
+                raise refused(error) from error
         return Arrival(self, name, adapter, request)
 
     def bring(self, arrival: Arrival) -> Generation | None:
@@ -98,7 +98,7 @@ class ModelPool(PoolServices):
                 return self._start(arrival.name, arrival.adapter, arrival.request())
         except ModelLoadError as error:
             # Not lost: whoever asks for another model has that one loaded again.
-            raise _refused(error) from error
+            raise refused(error) from error
 
     def _start(
         self, name: str, adapter: str | None, request: GenerationRequest
@@ -159,7 +159,3 @@ class ModelPool(PoolServices):
             root=str(entry.path) if entry else None,
             context_length=entry.context_length if entry else None,
         )
-
-
-def _refused(error: ModelLoadError) -> RequestError:
-    return RequestError(error.message, param="model")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from mlx_server import metrics
 from mlx_server.core import AdapterScale, ChatPrompt, Prompt
 from mlx_server.engine.encoders import EncoderInfo
 from mlx_server.entry import Entry
-from mlx_server.errors import ModelLoadError, NotSupported, RequestError, Unavailable
+from mlx_server.errors import (
+    DeadlineExceeded,
+    ModelLoadError,
+    NotSupported,
+    RequestError,
+    Unavailable,
+)
 from mlx_server.pool_slots import PoolSlots
 from mlx_server.services import (
     AdapterInfo,
@@ -27,6 +34,23 @@ from mlx_server.services import (
     SystemPrompt,
     TokenPiece,
 )
+
+
+class _Caller:
+    """Who waits for a model to embed with, `timeout` seconds at most; see `residence.Visitor`."""
+
+    def __init__(self, name: str, gone: Callable[[], bool], timeout: float | None) -> None:
+        self.name = name
+        self.gone = gone
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    @property
+    def left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        return self.gone() or self.left == 0.0
 
 
 class PoolServices(PoolSlots):
@@ -82,29 +106,46 @@ class PoolServices(PoolSlots):
     # ------------------------------------------------------------ vectors
 
     def embed(self, request: EmbeddingRequest, cancelled: Callable[[], bool]) -> Embeddings:
-        """Raises NotSupported where the model has none."""
-        request = replace(request, timeout=request.timeout or self.config.request_timeout)
-        with self._kept(request.model) as (entry, adapters):
-            return entry.embedder.embed(request, cancelled, adapters)
+        """Have the model loaded if need be, and embed.
+
+        Raises:
+            NotSupported: The model has no embeddings.
+            RequestError: It cannot be loaded, or the request is refused there.
+        """
+        with self._kept(request, cancelled) as (entry, adapters, left):
+            return entry.embedder.embed(replace(request, timeout=left), cancelled, adapters)
 
     def rerank(self, request: RerankRequest, cancelled: Callable[[], bool]) -> Scores:
-        """Raises NotSupported with a model that cannot."""
-        request = replace(request, timeout=request.timeout or self.config.request_timeout)
-        with self._kept(request.model) as (entry, _):
-            return entry.embedder.rerank(request, cancelled)
+        """As `embed`; NotSupported with a model that cannot."""
+        with self._kept(request, cancelled) as (entry, _, left):
+            return entry.embedder.rerank(replace(request, timeout=left), cancelled)
 
     @contextmanager
-    def _kept(self, model: str | None) -> Iterator[tuple[Entry, tuple[AdapterScale, ...]]]:
-        """The model in memory that a name means, not to be unloaded meanwhile, and the adapters
-        that apply. Raises Unavailable, ModelNotFound."""
-        name, adapter = self._resolve(model)
-        with self.residence.entering(name) as entry:
+    def _kept(
+        self, request: EmbeddingRequest | RerankRequest, cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Entry, tuple[AdapterScale, ...], float | None]]:
+        """The request's model, not to be unloaded meanwhile, the adapters that apply, and the
+        seconds that are left."""
+        name, adapter = self._resolve(request.model)
+        caller = _Caller(name, cancelled, request.timeout or self.config.request_timeout)
+        with ExitStack() as stack:
+            entry = stack.enter_context(self.residence.entering(name))
             if entry is None:
-                raise Unavailable(
-                    f"The model {name!r} is not in memory; load it with a request for text.",
-                    retry_after=5,
-                )
-            yield entry, () if entry.llm is None else self.adapter_scales(entry, adapter)
+                entry = self._brought(caller, stack)
+            adapters = () if entry.llm is None else self.adapter_scales(entry, adapter)
+            yield entry, adapters, caller.left
+
+    def _brought(self, caller: _Caller, stack: ExitStack) -> Entry:
+        try:
+            with self.residence.bringing(caller) as there:
+                entry = stack.enter_context(self.residence.entering(caller.name))
+        except ModelLoadError as error:
+            raise refused(error) from error
+        if there and entry is not None:
+            return entry
+        if caller.gone():
+            raise Unavailable("The request was cancelled.")
+        raise DeadlineExceeded("The request ran out of the time it was given.")
 
     def adapter_scales(
         self,
@@ -188,3 +229,8 @@ def read_system_prompt(file: str | None) -> SystemPrompt:
             "an object with `prompt`, `anti_prompt` and `assistant_name`."
         )
     return SystemPrompt(**{name: value.get(name, "") for name in names})
+
+
+def refused(error: ModelLoadError) -> RequestError:
+    """What a request is told whose model cannot be loaded."""
+    return RequestError(error.message, param="model")

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from mlx_server import demo
-from mlx_server.arrival import Arrival
 from mlx_server.config import Config
 from mlx_server.deltas import Finished
 from mlx_server.engine.engines import Engines
@@ -28,6 +28,17 @@ from mlx_server.models import hub
 from mlx_server.names import Names
 
 log = logging.getLogger(__name__)
+
+
+class Visitor(Protocol):
+    """Who waits for a model."""
+
+    name: str
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it has given up."""
+        ...
 
 
 class Residence:
@@ -50,7 +61,7 @@ class Residence:
         self.names = names
         self._observe = observe
         self._entries: dict[str, Entry] = {}
-        self._arrivals: list[Arrival] = []
+        self._visitors: list[Visitor] = []
         self._state = threading.Condition()
         # One model is loaded or unloaded at a time, and one adapter.
         self._loading = threading.Lock()
@@ -68,7 +79,7 @@ class Residence:
         the one used last, or on its way."""
         with self._state:
             staying = {name: e for name, e in self._entries.items() if not e.draining}
-            coming = [arrival.name for arrival in self._arrivals]
+            coming = [visitor.name for visitor in self._visitors]
         if self.names.default in staying:
             return self.names.default
         if staying:
@@ -115,8 +126,8 @@ class Residence:
         return path
 
     @contextmanager
-    def bringing(self, arrival: Arrival) -> Iterator[bool]:
-        """Have the arrival's model in memory while the block runs; False if it gave up.
+    def bringing(self, visitor: Visitor) -> Iterator[bool]:
+        """Have the visitor's model in memory while the block runs; False if it gave up.
 
         Nobody can have it unloaded before the block has queued its request, so that
         models in turn for one place each get served.
@@ -125,28 +136,28 @@ class Residence:
             ModelLoadError: It cannot be loaded.
         """
         with self._state:
-            self._arrivals.append(arrival)
+            self._visitors.append(visitor)
         try:
-            path = self.inspect(arrival.name)
+            path = self.inspect(visitor.name)
             with self._loading:
-                yield self._bring(arrival, path)
+                yield self._bring(visitor, path)
         finally:
             with self._state:
-                self._arrivals.remove(arrival)
+                self._visitors.remove(visitor)
 
-    def _bring(self, arrival: Arrival, path: Path) -> bool:
-        if arrival.cancelled:
+    def _bring(self, visitor: Visitor, path: Path) -> bool:
+        if visitor.cancelled:
             return False
-        if arrival.name not in self.entries():
-            if not self._make_room(arrival):
+        if visitor.name not in self.entries():
+            if not self._make_room(visitor):
                 return False
-            log.info("loading %s for a request", arrival.name)
-            self.load(arrival.name, path)
+            log.info("loading %s for a request", visitor.name)
+            self.load(visitor.name, path)
         return True
 
-    def _make_room(self, arrival: Arrival) -> bool:
+    def _make_room(self, visitor: Visitor) -> bool:
         """Unload the least recently used models, each when its rows are done; False, and
-        nothing is unloaded, if the arrival gives up meanwhile."""
+        nothing is unloaded, if the visitor gives up meanwhile."""
         while len(self._entries) >= self.config.max_models:
             with self._state:
                 name, entry = min(self._entries.items(), key=lambda item: item[1].used)
@@ -154,13 +165,13 @@ class Residence:
                 self._state.wait_for(lambda entry=entry: entry.num_entering == 0)
 
             def leave(engines: Engines, name: str = name) -> bool:
-                if not arrival.cancelled:
+                if not visitor.cancelled:
                     unload(engines, name)
-                return not arrival.cancelled
+                return not visitor.cancelled
 
             gone = False
             try:
-                gone = self.worker.call(leave, idle=name, unless=lambda: arrival.cancelled)
+                gone = self.worker.call(leave, idle=name, unless=lambda: visitor.cancelled)
             finally:
                 with self._state:
                     entry.draining = False

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,13 +19,14 @@ from mlx_server.errors import (
     DeadlineExceeded,
     ModelLoadError,
     ModelNotFound,
+    NotSupported,
     RequestError,
     ServerError,
     Unavailable,
 )
 from mlx_server.pool import ModelPool
 from mlx_server.sampling_params import DRY_BREAKERS
-from mlx_server.services import EmbeddingRequest, Served
+from mlx_server.services import EmbeddingRequest, RerankRequest, Served
 
 PROMPT = "Once upon a time"
 BASE = ", there was a little girl named Lily."
@@ -409,6 +411,43 @@ def test_a_download_is_no_way_out_of_the_start_directory(
     pool = open_pool(tmp_path, model=str(stories / "stories260k"), allow_download=True)
     with pytest.raises(RequestError, match="mm/esc"):
         ask(pool, "mm/esc")
+
+
+def test_a_model_is_loaded_for_embeddings_too(open_pool, stories: Path, place: Path) -> None:
+    pool = open_pool(place, model=str(stories / "stories260k"))
+    alone = open_pool(place, model=str(place / "chat"))
+    asked = EmbeddingRequest("chat", (TextPrompt(PROMPT),))
+
+    running = iter(start(pool, max_tokens=400, options={"ignore_eos": True}))
+    next(running)
+    begun, rest = time.monotonic(), []
+    with ThreadPoolExecutor() as threads:
+        late = threads.submit(pool.embed, replace(asked, timeout=0.05), lambda: False)
+        gone = threads.submit(pool.embed, asked, lambda: time.monotonic() > begun + 0.05)
+        with pytest.raises(DeadlineExceeded):
+            late.result()
+        with pytest.raises(Unavailable, match="cancelled"):
+            gone.result()
+        assert [c.id for c in pool.cards() if c.loaded] == [pool.names.default]
+        found = threads.submit(pool.embed, asked, lambda: False)
+        rest += running
+        assert found.result().vectors == alone.embed(asked, lambda: False).vectors
+    assert rest and [c.id for c in pool.cards() if c.loaded] == ["chat"]
+    assert ask(pool, pool.names.default).startswith(BASE)
+
+
+def test_embeddings_of_a_model_that_cannot_be_loaded(
+    open_pool, stories: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stories / "stories260k", tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"not weights")
+    pool = open_pool(tmp_path, model=str(stories / "stories260k"))
+    with pytest.raises(RequestError, match="broken") as caught:
+        pool.embed(EmbeddingRequest("broken", (TextPrompt(PROMPT),)), lambda: False)
+    assert caught.value.param == "model"
+    with pytest.raises(NotSupported):
+        pool.rerank(RerankRequest(None, "a", ("b",)), lambda: False)
+    assert ask(pool).startswith(BASE)
 
 
 def test_what_the_command_line_says_of_the_model_reaches_it(
