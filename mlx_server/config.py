@@ -388,8 +388,9 @@ class Config:
         None, "store keys and values in so many bits: 4 or 8", one_of(4, 8), metavar="BITS",
         group="engine",
     )  # fmt: skip
-    kv_group_size: int = option(
-        64, "numbers that share a scale there: 32, 64 or 128", one_of(32, 64, 128), metavar="SIZE",
+    kv_group_size: int | None = option(
+        None, "numbers that share a scale there: 32, 64 or 128; 64, or 32 where a model's heads "
+        "need it, if left out", one_of(32, 64, 128), metavar="SIZE",
         group="engine",
     )  # fmt: skip
     quantized_kv_start: int = option(

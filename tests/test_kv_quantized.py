@@ -148,6 +148,16 @@ def test_attention_equals_that_over_unpacked_values(tokens, columns, mask) -> No
     np.testing.assert_allclose(quantized.attend(q, stored, 0.3, mask), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("head_dims", "group"), [([64], 64), ([128, 64], 64), ([96], 32), ([128, 32], 32)]
+)
+def test_the_group_fits_the_heads_unless_it_is_given(head_dims: list[int], group: int) -> None:
+    assert Quantization(8).fitted(head_dims) == Quantization(8, group)
+    for wrong in ([48], [64, 80]):
+        with pytest.raises(ValueError, match=f"heads of {wrong[-1]} .* groups of 32"):
+            Quantization(8).fitted(wrong)
+
+
 # ---------------------------------------------------------------- what the flags ask for
 
 
@@ -155,14 +165,14 @@ def test_attention_equals_that_over_unpacked_values(tokens, columns, mask) -> No
     ("given", "expected"),
     [
         ({}, None),
-        ({"kv_bits": 4}, Quantization(4, 64)),
+        ({"kv_bits": 4}, Quantization(4)),
         ({"cache_type_k": "f16"}, None),
         ({"cache_type_k": "f16", "cache_type_v": "bf16"}, None),
         ({"cache_type_v": "F32"}, None),
-        ({"cache_type_k": "q8_0"}, Quantization(8, 64)),
+        ({"cache_type_k": "q8_0"}, Quantization(8)),
         ({"cache_type_v": "q4_0", "kv_group_size": 32}, Quantization(4, 32)),
-        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0", "kv_bits": 8}, Quantization(8, 64)),
-        ({"cache_type_k": "q8_0", "quantized_kv_start": 9}, Quantization(8, 64, 9)),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0", "kv_bits": 8}, Quantization(8)),
+        ({"cache_type_k": "q8_0", "quantized_kv_start": 9}, Quantization(8, None, 9)),
     ],
 )
 def test_llama_cpp_s_cache_types_are_bits(given: dict, expected: Quantization | None) -> None:

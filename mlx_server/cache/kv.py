@@ -127,8 +127,8 @@ class KVCache(Cache):
         self._quantized: Storage | None = None
         self._start: float = float("inf")
         if quantization is not None:
-            bits, group_size = quantization.bits, quantization.group_size
-            self._quantized = Quantized(head_dim, dtype, bits, group_size)
+            fitted = quantization.fitted([head_dim])
+            self._quantized = Quantized(head_dim, dtype, fitted.bits, fitted.group_size)
             self._start = quantization.start
         self._next_number = 0
         self._nbytes = 0

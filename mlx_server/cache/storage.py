@@ -8,8 +8,8 @@ axis, so slots are cut, copied and written without knowing which storage they ha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -25,13 +25,30 @@ class Quantization:
 
     Args:
         bits: Of one number.
-        group_size: Neighbouring numbers of a head that share a scale and a bias.
+        group_size: Neighbouring numbers of a head that share a scale and a bias; None: 64, or
+            32 where the heads need it.
         start: Tokens that a sequence has before any of them are quantised.
     """
 
     bits: int
-    group_size: int = 64
+    group_size: int | None = None
     start: int = 0
+
+    def fitted(self, head_dims: Collection[int]) -> Quantization:
+        """With the group size that it has with heads of these sizes.
+
+        Raises:
+            ValueError: They cannot be cut into groups of it.
+        """
+        sizes = (64, 32) if self.group_size is None else (self.group_size,)
+        for size in sizes:
+            wrong = [head_dim for head_dim in head_dims if head_dim % size]
+            if not wrong:
+                return replace(self, group_size=size)
+        raise ValueError(
+            f"heads of {wrong[0]} cannot be quantised in groups of {sizes[-1]}; "
+            f"--kv-group-size must divide {wrong[0]}"
+        )
 
 
 def quantization_of(config: Config) -> Quantization | None:
@@ -149,11 +166,6 @@ class Quantized(Storage):
     """
 
     def __init__(self, head_dim: int, dtype: mx.Dtype, bits: int, group_size: int) -> None:
-        if head_dim % group_size:
-            raise ValueError(
-                f"heads of {head_dim} cannot be quantised in groups of {group_size}; "
-                f"--kv-group-size must divide {head_dim}"
-            )
         self.bits, self.group_size = bits, group_size
         packed = (head_dim * bits // 32, mx.uint32)
         self.widths = [packed, (head_dim // group_size, dtype), (head_dim // group_size, dtype)] * 2

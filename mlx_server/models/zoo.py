@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache, make_prompt_cache
 
 from mlx_server.cache.storage import Quantization
 from mlx_server.cache.zoo import ZooCache, ZooSeat
@@ -87,7 +87,8 @@ class ZooModel(ServedModel):
         batchable = self._batchable(caches)
         cost = cost_function(found, PROBE_TOKENS)
         if quantization is not None:
-            caches = self._quantised_probe(found, quantization)
+            quantization = self._fitted(found, quantization)
+            caches = self._quantised_probe(quantization)
             batchable = batchable and self._batchable(caches)
             cost = quantised_cost(found, leaves(caches), PROBE_TOKENS, quantization.start)
         self.cache = ZooCache(
@@ -105,22 +106,20 @@ class ZooModel(ServedModel):
     def _probe(self, caches: list[Any]) -> mx.array:
         return self._call(mx.zeros((1, PROBE_TOKENS), mx.int32), caches, [()])
 
-    def _quantised_probe(self, plain: Sequence[Any], quantization: Quantization) -> list[Any]:
-        """Caches that a pass with quantised keys and values has filled.
-
-        Args:
-            plain: The leaves that one without has filled.
-        """
-        caches = quantised(make_prompt_cache(self.module), quantization)
-        converted = [isinstance(leaf, RowQuantizedKVCache) for leaf in leaves(caches)]
-        if not any(converted):
+    def _fitted(self, plain: Sequence[Any], quantization: Quantization) -> Quantization:
+        """The quantisation for heads of these sizes; `plain` are leaves that a pass has filled."""
+        kept = [leaf for leaf in plain if isinstance(leaf, KVCache)]
+        if not kept:
             raise ValueError(
                 f"--kv-bits: {self.model_type} has no layer whose keys and values are quantised "
                 "(windows and recurrent states are not)"
             )
-        for leaf, quantises in zip(plain, converted, strict=True):
-            if quantises:
-                _check_group(leaf, quantization)
+        return quantization.fitted({a.shape[-1] for leaf in kept for a in (leaf.keys, leaf.values)})
+
+    def _quantised_probe(self, quantization: Quantization) -> list[Any]:
+        """Caches that a pass with quantised keys and values has filled."""
+        caches = quantised(make_prompt_cache(self.module), quantization)
+        converted = [isinstance(leaf, RowQuantizedKVCache) for leaf in leaves(caches)]
         try:
             self._probe(caches)
         except Exception as error:
@@ -292,15 +291,6 @@ def _take(array: mx.array, indices: Sequence[int]) -> mx.array:
 def _has_batch_form(leaf: Any) -> bool:
     # The batch form of RotatingKVCache has no tokens that it keeps for good.
     return hasattr(leaf, "merge") and not getattr(leaf, "keep", 0)
-
-
-def _check_group(leaf: Any, quantization: Quantization) -> None:
-    for size in (leaf.keys.shape[-1], leaf.values.shape[-1]):
-        if size % quantization.group_size:
-            raise ValueError(
-                f"heads of {size} cannot be quantised in groups of {quantization.group_size}; "
-                f"--kv-group-size must divide {size}"
-            )
 
 
 def _completed(caches: Sequence[Any]) -> mx.array:
