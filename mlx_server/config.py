@@ -44,6 +44,7 @@ from mlx_server.settings_values import (
     thinking_limit,
     token_limit,
     unescape,
+    whole,
     within,
 )
 
@@ -255,7 +256,7 @@ class Config:
     )
 
     seed: int | None = option(
-        None, "default seed; negative draws one for each request", int, flags=("-s",),
+        None, "default seed; negative draws one for each request", whole, flags=("-s",),
         group="sampling",
     )  # fmt: skip
     samplers: tuple[str, ...] | None = option(

@@ -37,7 +37,6 @@ from mlx_server.services import (
     RerankRequest,
     Scores,
 )
-from mlx_server.text.pairs import encode_pair
 from mlx_server.text.tokenizer import Tokenizer, check_ids
 
 PATIENCE = 30.0
@@ -150,7 +149,7 @@ class Embedder:
             )
         rows = []
         for i, document in enumerate(request.documents):
-            ids, types = encode_pair(self.tokenizer, request.query, document)
+            ids, types = self.tokenizer.encode_pair(request.query, document)
             self._check_length(ids, f"documents[{i}]")
             rows.append(EncoderRow(tuple(ids), tuple(types)))
         found = self._run(EncoderJob(self.name, rows, None), cancelled, request.timeout)

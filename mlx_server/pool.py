@@ -123,12 +123,13 @@ class ModelPool(PoolServices):
         return self.residence.current()
 
     def cards(self) -> list[ModelCard]:
-        """The command line's model, the others in memory, the adapters, and what lies in
-        the local cache."""
+        """The command line's model, by its aliases too, the others in memory, the adapters,
+        and what lies in the local cache."""
         entries = self.residence.entries()
         default = self.names.default
         names = [default, *sorted(entries.keys() - {default})]
         cards = [self._card(name, entries.get(name)) for name in names]
+        cards[1:1] = [replace(cards[0], id=alias) for alias in self.config.alias]
         cards += [
             ModelCard(id=name, created=self._created, parent=default, root=str(path))
             for name, path in self.names.adapters.items()
@@ -144,7 +145,7 @@ class ModelPool(PoolServices):
     def card(self, name: str) -> ModelCard:
         """Raises ModelNotFound."""
         cards = {card.id: card for card in self.cards()}
-        if name not in cards and self.names.is_default(name):
+        if name not in cards and self.names.is_default(name):  # its short name
             name = self.names.default
         key = name if name in cards else self.names.loaded(name, self._paths(), "")
         if not key or key not in cards:

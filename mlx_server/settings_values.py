@@ -76,6 +76,20 @@ def comma_list(text: str) -> tuple[str, ...]:
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+
+
+def real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number") from None
+
+
 def size(text: str) -> int:
     """Bytes, at least one, with an optional unit: 33554432, 32MiB, 4GB."""
     text = text.strip().lower().removesuffix("b")
@@ -83,7 +97,7 @@ def size(text: str) -> int:
     unit = text[len(number) :].strip()
     if unit not in _UNITS:
         raise ValueError("expected bytes, as in 33554432, 32MiB or 4GB")
-    value = float(number) * _UNITS[unit]
+    value = real(number) * _UNITS[unit]
     if not 1 <= value < 2**63:
         raise ValueError("must be at least 1 byte and less than 2**63")
     return int(value)
@@ -95,7 +109,7 @@ def size_or_zero(text: str) -> int:
 
 def mebibytes(text: str) -> int | None:
     """llama.cpp's --cache-ram: MiB; -1 means no limit."""
-    value = int(text)
+    value = whole(text)
     if value < -1:
         raise ValueError("must be -1 (no limit) or at least 0")
     return None if value == -1 else value * 2**20
@@ -103,7 +117,7 @@ def mebibytes(text: str) -> int | None:
 
 def one_of(*values: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        value = int(text)
+        value = whole(text)
         if value not in values:
             raise ValueError(f"must be {', '.join(map(str, values[:-1]))} or {values[-1]}")
         return value
@@ -112,21 +126,21 @@ def one_of(*values: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> int:
-    value = int(text)
+    value = whole(text)
     if value < 1:
         raise ValueError("must be at least 1")
     return value
 
 
 def not_negative(text: str) -> int:
-    value = int(text)
+    value = whole(text)
     if value < 0:
         raise ValueError("must be at least 0")
     return value
 
 
 def not_below_minus_one(text: str) -> int:
-    value = int(text)
+    value = whole(text)
     if value < -1:
         raise ValueError("must be at least -1")
     return value
@@ -143,7 +157,7 @@ def positive_or_automatic(text: str) -> int | None:
 
 
 def port_number(text: str) -> int:
-    value = int(text)
+    value = whole(text)
     if not 0 <= value <= 65535:
         raise ValueError("must be between 0 and 65535")
     return value
@@ -151,7 +165,7 @@ def port_number(text: str) -> int:
 
 def token_limit(text: str) -> int | None:
     """-1 means no limit; -2, none but the context, also where it could make room."""
-    value = int(text)
+    value = whole(text)
     if value < -2 or value == 0:
         raise ValueError("must be -1 or -2 (until the context is full) or at least 1")
     return None if value == -1 else value
@@ -159,7 +173,7 @@ def token_limit(text: str) -> int | None:
 
 def thinking_limit(text: str) -> int | None:
     """-1 means no limit."""
-    value = int(text)
+    value = whole(text)
     if value < -1:
         raise ValueError("must be -1 (no limit) or at least 0")
     return None if value == -1 else value
@@ -167,7 +181,7 @@ def thinking_limit(text: str) -> int | None:
 
 def within(low: float, high: float) -> Callable[[str], float]:
     def convert(text: str) -> float:
-        value = float(text)
+        value = real(text)
         if not low <= value <= high:
             raise ValueError(f"must be between {low:g} and {high:g}")
         return value
@@ -266,12 +280,12 @@ LISTS = (string_list, comma_list, scaled_paths)
 
 def verbosity(text: str) -> str:
     """llama.cpp's numbers: 0 is what is usual, more is more."""
-    return "DEBUG" if int(text) >= 1 else "INFO"
+    return "DEBUG" if whole(text) >= 1 else "INFO"
 
 
 def log_threshold(text: str) -> str:
     """Today's llama-server: 1 error, 2 warning, 3 info, 4 and 5 more."""
-    return ("ERROR", "WARNING", "INFO", "DEBUG")[min(max(int(text), 1), 4) - 1]
+    return ("ERROR", "WARNING", "INFO", "DEBUG")[min(max(whole(text), 1), 4) - 1]
 
 
 # ---------------------------------------------------------------- files and escapes

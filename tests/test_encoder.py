@@ -21,7 +21,6 @@ from mlx_server.models import encoder
 from mlx_server.models.embedding_files import own_pooling
 from mlx_server.models.encoder import EncoderRow
 from mlx_server.models.registry import is_encoder
-from mlx_server.text.pairs import encode_pair
 from mlx_server.text.tokenizer import Tokenizer
 
 KINDS = tuple(CONFIGS)
@@ -223,7 +222,7 @@ def reference_score(folder: Path, ids: list[int], types: list[int]) -> float:
 def test_scores_are_those_of_the_definition(rankers: dict[str, Path], kind: str) -> None:
     folder = rankers[kind]
     model, tokenizer = encoder.load(folder, name=kind).model, Tokenizer.load(folder)
-    pairs = [encode_pair(tokenizer, "is the cat in", text) for text in TEXTS]
+    pairs = [tokenizer.encode_pair("is the cat in", text) for text in TEXTS]
     found = np.array(model.score([EncoderRow(tuple(i), tuple(t)) for i, t in pairs]))
     expected = [reference_score(folder, *pair) for pair in pairs]
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -235,7 +234,7 @@ def test_modernberts_scores_are_those_of_mlx_embeddings(tmp_path: Path, pooling:
     folder = write_encoder(tmp_path / "m", "modernbert", head=True, classifier_pooling=pooling)
     model, theirs = encoder.load(folder, name="m").model, load_model(folder)
     tokenizer = Tokenizer.load(folder)
-    rows = [EncoderRow(tuple(encode_pair(tokenizer, "the sun", text)[0])) for text in TEXTS]
+    rows = [EncoderRow(tuple(tokenizer.encode_pair("the sun", text)[0])) for text in TEXTS]
     found = np.array(model.score(rows))
     for row, score in zip(rows, found, strict=True):
         ids = mx.array([row.token_ids])
@@ -249,7 +248,7 @@ def test_which_text_a_token_belongs_to_counts(rankers: dict[str, Path]) -> None:
         encoder.load(rankers["bert"], name="b").model,
         Tokenizer.load(rankers["bert"]),
     )
-    ids, types = encode_pair(tokenizer, "the cat", "a mat")
+    ids, types = tokenizer.encode_pair("the cat", "a mat")
     assert types == [0, 0, 0, 0, 1, 1, 1]
     typed, plain = model.score([EncoderRow(tuple(ids), tuple(types)), EncoderRow(tuple(ids))])
     assert abs(typed.item() - plain.item()) > 1e-4

@@ -209,6 +209,18 @@ def test_no_body_is_a_server_error(
     assert requests.post(f"{server.url}/completion", json=body, timeout=30).status_code == 200
 
 
+def test_a_slot_is_erased_without_a_body(server: HttpServer) -> None:
+    paths = requests.get(f"{server.url}/openapi.json", timeout=30).json()["paths"]
+    described = {
+        path: operation["post"]["requestBody"]["required"]
+        for path, operation in paths.items()
+        if "requestBody" in operation.get("post", {})
+    }
+    assert [path for path, required in described.items() if not required] == ["/slots/{id_slot}"]
+    url = f"{server.url}/slots/0?action=erase"
+    assert requests.post(url, timeout=30).json().keys() == {"id_slot", "n_erased"}
+
+
 def test_the_page_finds_its_files_behind_a_slash_too(server: HttpServer) -> None:
     reply = requests.get(f"{server.url}/docs/", timeout=30)
     assert (reply.status_code, reply.url) == (200, f"{server.url}/docs")

@@ -309,7 +309,7 @@ def test_slots_and_files_that_are_not_there(saved_file: Path, tmp_path: Path) ->
     engine = fresh()
     for slot in (-1, 4):
         for do in (lambda i: save(engine, i, tmp_path / "x"), lambda i: erase(engine, i)):
-            with pytest.raises(RequestError, match=f"no slot {slot}; slots go from 0 to 3"):
+            with pytest.raises(RequestError, match=f"no slot {slot}; this server has 4"):
                 do(slot)
     with pytest.raises(RequestError, match="Slot 0 holds nothing that could be saved"):
         save(engine, 0, tmp_path / "x")

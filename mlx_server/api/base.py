@@ -118,6 +118,7 @@ class Route:
         summary: What it does, for /docs; routes without one are not listed there.
         body: The pydantic model of its JSON body.
         query: The parameters that its query may have.
+        may_be_empty: Whether it can be asked for without a body as well.
     """
 
     method: str
@@ -126,6 +127,7 @@ class Route:
     summary: str = ""
     body: Any = None
     query: tuple[str, ...] = ()
+    may_be_empty: bool = False
 
 
 def also_get(endpoint: Endpoint) -> Endpoint:

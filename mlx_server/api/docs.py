@@ -176,5 +176,5 @@ def _operation(route: Route, tag: str, body: Any) -> Json:
     # A body with GET is taken, as old clients send it, but no standard describes it.
     if body is not None and route.method != "GET":
         content = {"application/json": {"schema": body}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not route.may_be_empty, "content": content}
     return operation

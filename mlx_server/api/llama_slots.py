@@ -50,6 +50,7 @@ class LlamaSlots(LlamaDialect):
                 "Save, restore or erase what a slot remembers",
                 SlotFileBody,
                 ("action",),
+                may_be_empty=True,  # to erase
             ),
         )
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from mlx_server.cache.base import Seat
 from mlx_server.cache.prefix import Adapters
+from mlx_server.engine.limits import check_slot
 from mlx_server.errors import ModelLoadError, RequestError, ServerError, Unavailable
 from mlx_server.models.fingerprint import adapter_fingerprint, fingerprint
 from mlx_server.models.model_files import check_safetensors
@@ -128,11 +129,7 @@ def erase(engine: Engine, slot_id: int) -> int:
 
 
 def _slot(engine: Engine, slot_id: int) -> Slot:
-    if not 0 <= slot_id < len(engine.slots):
-        raise RequestError(
-            f"There is no slot {slot_id}; slots go from 0 to {len(engine.slots) - 1}.",
-            param="id_slot",
-        )
+    check_slot(slot_id, len(engine.slots))
     return engine.slots[slot_id]
 
 

@@ -89,6 +89,17 @@ class Vocabulary:
                 return ids
         return _encode_fast(backend, text, add_special_tokens)
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Two texts in one input, as cross-encoders read them, with the tokenizer's own tokens
+        around them: the ids, and which of the two each belongs to (0 or 1)."""
+        first, second = _well_formed(first), _well_formed(second)
+        if self._backend is None:
+            with self._lock:
+                found = self._hf(first, second, return_token_type_ids=True)
+            return list(found["input_ids"]), list(found["token_type_ids"])
+        encoding = self._backend.encode(first, second)
+        return encoding.ids, encoding.type_ids
+
     def encode_within(self, text: str) -> list[int]:
         """The tokens of a text as it stands within another: no special tokens, and no space
         put before it, as many tokenizers do at the start of a text."""
