@@ -23,8 +23,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mlx_server", "mlx_server.*"]),
     package_data={
-        "mlx_server.demo": ["dialogues.txt", "README.md", "model/*"],
-        "mlx_server.server": ["web/*"],
+        "mlx_server.demo": ["README.md", "chat_template.jinja", "corpus/*.txt", "model/*"],
+        "mlx_server.server": ["web/**"],
     },
     entry_points={"console_scripts": ["mlx_server = mlx_server.cli:main"]},
     # Why each is needed is written in CONTRIBUTING.md. mlx-lm asks for mlx on macOS only.
@@ -40,6 +40,7 @@ setup(
         "numpy>=1.26,<3",
         "pydantic>=2.10,<3",
         "prometheus-client>=0.20,<1",
+        "shtab>=1.7,<2",
         "swagger-ui-bundle>=1.1,<2",
     ],
     extras_require={
@@ -51,8 +52,10 @@ setup(
             "hypothesis>=6",
             "jsonschema>=4.18",
             "mlx-embeddings>=0.1,<0.2",
+            "mypy>=1.18,<3",
             "openai>=2",
             "playwright>=1.50",
+            "pre-commit>=4",
             "pytest>=8",
             "requests>=2.31",
             "ruff>=0.14",

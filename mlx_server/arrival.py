@@ -9,12 +9,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Protocol
 
 from mlx_server.core import GenerationRequest
-from mlx_server.deltas import Delta, Heartbeat
+from mlx_server.deltas import Delta, Heartbeat, Timings, Usage
 from mlx_server.errors import DeadlineExceeded, ServerError
 from mlx_server.generation import HEARTBEAT, Generation
 from mlx_server.sampling_params import SamplingParams
@@ -33,7 +33,7 @@ class Arrival:
     """Iterate for the deltas; `cancel()` from any thread.
 
     Args:
-        name: The model.
+        name: The model (also `model`, as of a running request).
         adapter: The adapter that the request's `model` named, if one.
 
     Attributes:
@@ -43,7 +43,7 @@ class Arrival:
     def __init__(
         self, home: Home, name: str, adapter: str | None, request: GenerationRequest
     ) -> None:
-        self.name = name
+        self.name = self.model = name
         self.adapter = adapter
         self.params: SamplingParams | None = None
         self.served: Served | None = None
@@ -54,6 +54,16 @@ class Arrival:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._generation: Generation | None = None
         self._news: queue.SimpleQueue[Generation | Exception] = queue.SimpleQueue()
+
+    @property
+    def usage(self) -> Usage:
+        """What it has used so far; nothing before its model is there."""
+        return Usage() if self._generation is None else self._generation.usage
+
+    @property
+    def timings(self) -> tuple[Timings, ...]:
+        """Of each of its replies so far; none before its model is there."""
+        return () if self._generation is None else self._generation.timings
 
     def request(self) -> GenerationRequest:
         """The request, with the time that it has left."""
@@ -77,7 +87,7 @@ class Arrival:
         finally:
             self.cancelled = True
 
-    def _wait(self) -> Iterator[Heartbeat]:
+    def _wait(self) -> Generator[Heartbeat, None, Generation | Exception]:
         """What comes of it: the running request, or what went wrong."""
         while True:
             left = None if self._deadline is None else self._deadline - time.monotonic()

@@ -6,6 +6,7 @@ port answers before the model is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,14 +17,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_server import commands
 from mlx_server.config import Config
 from mlx_server.errors import ModelLoadError
 from mlx_server.flags import read_command
+from mlx_server.terminal import logs
+from mlx_server.terminal.banner import Facts, banner, listening_line, log_lines
+from mlx_server.terminal.progress import Reporter
 
 if TYPE_CHECKING:
     from mlx_server.engine.worker import Worker
     from mlx_server.entry import Entry
     from mlx_server.server.http import HttpServer
+    from mlx_server.terminal.screen import Screen
 
 log = logging.getLogger("mlx_server")
 
@@ -34,22 +40,33 @@ _FAILED = 0  # no signal has this number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if (code := commands.dispatch(sys.argv[1:] if argv is None else argv)) is not None:
+        return code
     config, ignored = read_command(argv)
     try:
-        _set_up_logging(config)
+        screen = logs.set_up(config)
     except OSError as error:
         print(f"mlx_server: --log-file {config.log_file}: {error.strerror}", file=sys.stderr)
         return 1
     misplaced = _misplaced(config)
     if misplaced is not None:
-        print(f"mlx_server: {misplaced}", file=sys.stderr)
+        _tell_failure(config, screen, misplaced)
         return 1
     if ignored:
         log.info("without a meaning on MLX, and ignored: %s", " ".join(ignored))
     try:
-        return serve(config)
+        return serve(config, screen)
     except KeyboardInterrupt:
         return 0
+
+
+def _tell_failure(config: Config, screen: Screen, message: str) -> None:
+    """Why there will be no server: one line, a log line only where programs read those."""
+    if config.log_format == "json":
+        log.critical("%s", message)
+        return
+    with contextlib.suppress(OSError, ValueError):
+        screen.write(f"mlx_server: {message}")
 
 
 def _misplaced(config: Config) -> str | None:
@@ -69,24 +86,6 @@ def _misplaced(config: Config) -> str | None:
     return None
 
 
-def _set_up_logging(config: Config) -> None:
-    """Raises OSError: the log file cannot be written."""
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if config.log_file:
-        mode = "a" if config.log_append else "w"
-        file = os.path.expanduser(config.log_file)
-        handlers.append(logging.FileHandler(file, mode, "utf-8", errors="backslashreplace"))
-    logging.basicConfig(
-        level=config.log_level,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-    )
-    # One line per request to the hub tells a user nothing.
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
 def _raise_file_limit() -> None:
     """A shell on macOS allows 256 open files, fewer than the connections we accept."""
     import resource
@@ -97,8 +96,12 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def serve(config: Config) -> int:
-    """Listen, load the model behind the open port, serve until told to stop."""
+def serve(config: Config, screen: Screen) -> int:
+    """Listen, load the model behind the open port, serve until told to stop.
+
+    Args:
+        screen: Where the progress of loading and the banner are shown.
+    """
     from mlx_server.api import DIALECTS
     from mlx_server.engine.worker import Worker
     from mlx_server.pool import ModelPool
@@ -106,26 +109,28 @@ def serve(config: Config) -> int:
 
     _raise_file_limit()
     worker = Worker(max_waiting=config.max_queue)
-    pool = ModelPool(config, worker)
+    progress = Reporter(screen)
+    pool = ModelPool(config, worker, progress=progress)
     try:
         server = HttpServer(config, DIALECTS, pool)
     except SetupError as error:
-        print(f"mlx_server: {error}", file=sys.stderr)
+        _tell_failure(config, screen, str(error))
         return 1
     except OSError as error:
-        print(f"mlx_server: {describe_bind_error(config, error)}", file=sys.stderr)
+        _tell_failure(config, screen, describe_bind_error(config, error))
         return 1
     news, post = _open_news()
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     announce(server, config)
     worker.start()
-    loading = _Loading(pool.load_default, post)
+    loading = _Loading(pool.load_default, post, lambda entry: tell_ready(server, entry, screen))
     loading.start()
     _wait(news, worker)
+    progress.close()
     if loading.error is None:
         log.info("stopping")
     elif isinstance(loading.error, ModelLoadError):
-        print(f"mlx_server: {loading.error.message}", file=sys.stderr)
+        _tell_failure(config, screen, loading.error.message)
     code = 0 if loading.error is None else 1
     server.stop(GRACE if code == 0 else 0, lambda: worker.stop(timeout=GRACE))
     stopped = worker.stop(timeout=GRACE)
@@ -182,14 +187,16 @@ def _write_trace(worker: Worker, file: str) -> None:
 class _Loading(threading.Thread):
     """Loads the default model beside the running server; a failure stops it."""
 
-    def __init__(self, load: Callable[[], Entry], post: int) -> None:
+    def __init__(self, load: Callable[[], Entry], post: int, tell: Callable[[Entry], None]) -> None:
         super().__init__(name="loading", daemon=True)
         self.load = load
         self.post = post
+        self.tell = tell
         self.error: Exception | None = None
 
     def run(self) -> None:
         try:
+            logs.adopt_libraries()
             entry = self.load()
         except Exception as error:
             if not isinstance(error, ModelLoadError):
@@ -197,21 +204,39 @@ class _Loading(threading.Thread):
             self.error = error
             os.write(self.post, bytes([_FAILED]))
             return
-        self._tell(entry)
-
-    def _tell(self, entry: Entry) -> None:
-        info, llm = entry.info, entry.llm
-        size = f"{info.num_parameters / 1e6:.4g}M parameters, {info.nbytes / 1e6:.4g} MB"
-        room = "embeddings only"
-        if llm is not None:
-            room = f"up to {info.kv_bytes / 1e9:.4g} GB of keys and values"
-        log.info(
-            "%s is ready: %s, context %d tokens, %s", entry.name, size, info.context_length, room
-        )
+        self.tell(entry)
 
 
 def announce(server: HttpServer, config: Config) -> None:
-    """Tell the address, and how to run a real model when this is the demo."""
-    log.info("listening on %s", server.url)
-    if not config.model:
-        log.info("this is the bundled demo; `mlx_server --model OWNER/NAME` runs a real model")
+    """Tell the address; the model is still on its way."""
+    log.info("%s", listening_line(server.url, server.listening))
+
+
+def tell_ready(server: HttpServer, entry: Entry, screen: Screen) -> None:
+    """Tell what is served now: in a block where somebody looks, and in lines of the log."""
+    facts = _facts(server, entry)
+    if screen.rich:
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone; the server is not
+            screen.write(banner(facts, screen.paint))
+    for line in log_lines(facts):
+        log.info("%s", line, extra={"drawn": screen.rich})
+
+
+def _facts(server: HttpServer, entry: Entry) -> Facts:
+    config, info = server.config, entry.info
+    short = Path(entry.name).name if entry.name.startswith(("/", ".", "~")) else entry.name
+    return Facts(
+        url=server.url,
+        listening=server.listening,
+        has_page=server.has_page,
+        model=entry.name,
+        name=config.alias[0] if config.alias else short,
+        num_parameters=info.num_parameters,
+        nbytes=info.nbytes,
+        bits=getattr(info, "bits", None),
+        context_length=info.context_length,
+        kv_bytes=getattr(info, "kv_bytes", None),
+        is_demo=not config.model,
+        needs_key=bool(config.api_key),
+        certificate=config.ssl_cert_file,
+    )

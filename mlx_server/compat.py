@@ -163,13 +163,12 @@ IGNORED = (
     Ignored(("-p", "--prompt")),
     Ignored(("-f", "--file")),
     Ignored(("-bf", "--binary-file")),
-    # logs and pages
+    # logs
     Ignored(("-ld", "--logdir")),
     Ignored(("--log-test",), 0),
     Ignored(("--log-colors",), env=("LLAMA_ARG_LOG_COLORS",), takes=0, may_take=_ON_OFF),
     Ignored(("--log-prefix", "--no-log-prefix"), 0, env=("LLAMA_ARG_LOG_PREFIX",)),
     Ignored(("--log-timestamps", "--no-log-timestamps"), 0, env=("LLAMA_ARG_LOG_TIMESTAMPS",)),
-    Ignored(("--ui", "--webui", "--no-ui", "--no-webui"), 0, env=("LLAMA_ARG_UI",)),
     # always so here
     Ignored(("--jinja", "--no-jinja"), 0, env=("LLAMA_ARG_JINJA",)),
     Ignored(("--rerank", "--reranking"), 0, env=("LLAMA_ARG_RERANKING",)),
@@ -260,7 +259,7 @@ def refuse_variables(environ: Mapping[str, str]) -> None:
                 raise ValueError(f"{name}: {row.why}")
 
 
-# ---------------------------------------------------------------- for README
+# ---------------------------------------------------------------- for docs/settings.md
 
 
 def table() -> str:

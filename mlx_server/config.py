@@ -1,7 +1,7 @@
 """Config: every setting of the server with its default, help text and environment name.
 
-This is their only home. `cli.py` derives the flags from the fields, the README's
-table is printed from them (`python -m mlx_server.config`), and nothing else
+This is their only home. `flags.py` derives the flags from the fields, the tables of
+docs/settings.md are printed from them (`python -m mlx_server.config`), and nothing else
 states a default. How texts are read is in settings_values.py; flags of other servers
 that are more than another name are in compat.py.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from mlx_server import compat
 from mlx_server.settings_values import (
@@ -170,7 +170,7 @@ class Config:
         False, "accepted; embeddings are served beside generation with or without it", boolean,
         flags=("--embeddings",), env=("LLAMA_ARG_EMBEDDINGS",), group="model",
     )  # fmt: skip
-    pooling: str | None = option(
+    pooling: Literal["mean", "last", "cls"] | None = option(
         None, "how an embedding is made of the tokens'; the model's own way if left out",
         choices=("mean", "last", "cls"), env=("LLAMA_ARG_POOLING",), group="model",
     )  # fmt: skip
@@ -455,6 +455,10 @@ class Config:
     path: str | None = option(
         None, "folder of static files to serve", env=("LLAMA_ARG_STATIC_PATH",), group="http"
     )
+    webui: bool = option(
+        True, "serve the built-in pages: the chat at / and the running engine at /engine/", boolean,
+        flags=("--ui",), env=("LLAMA_ARG_UI", "LLAMA_ARG_WEBUI"), group="http",
+    )  # fmt: skip
     api_key_file: str | None = option(
         None, "file with API keys, one on each line", env=("LLAMA_ARG_API_KEY_FILE",), group="http"
     )
@@ -514,6 +518,10 @@ class Config:
     request_timeout: float | None = option(
         None, "seconds after which a request is ended", within(0.1, 86400), group="http"
     )
+    log_format: str = option(
+        "text", "how log lines look: text, or json with an object on each line", str.lower,
+        choices=("text", "json"), group="http",
+    )  # fmt: skip
     log_level: str = option(
         "INFO", "how much is logged", str.upper,
         choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), group="http",
@@ -652,7 +660,7 @@ def default_text(f: Field) -> str:
 
 
 def table() -> str:
-    """The settings as the Markdown table that README shows."""
+    """The settings as the Markdown table that docs/settings.md shows."""
     rows = [
         "| flag | other names | environment | default | what it does |",
         "| --- | --- | --- | --- | --- |",

@@ -37,6 +37,7 @@ class Timings:
         predicted_n: Tokens of the reply,
         predicted_ms: and the milliseconds they took.
         cache_n: Prompt tokens that were known.
+        first_at: When the first token was known, in seconds of `time.monotonic`; None before.
     """
 
     prompt_n: int = 0
@@ -44,6 +45,7 @@ class Timings:
     predicted_n: int = 0
     predicted_ms: float = 0.0
     cache_n: int = 0
+    first_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Embedder:
         if request.normalize:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-        return Embeddings(tuple(map(tuple, vectors.tolist())), sum(map(len, inputs)))
+        return Embeddings(tuple(map(tuple, vectors.tolist())), sum(map(len, inputs)), self.name)
 
     def rerank(self, request: RerankRequest, cancelled: Callable[[], bool]) -> Scores:
         """The logits that a cross-encoder gives each document for the query.
@@ -153,7 +153,8 @@ class Embedder:
             self._check_length(ids, f"documents[{i}]")
             rows.append(EncoderRow(tuple(ids), tuple(types)))
         found = self._run(EncoderJob(self.name, rows, None), cancelled, request.timeout)
-        return Scores(tuple(map(float, found)), sum(len(row.token_ids) for row in rows))
+        num_tokens = sum(len(row.token_ids) for row in rows)
+        return Scores(tuple(map(float, found)), num_tokens, self.name)
 
     # ------------------------------------------------------------ inputs
 

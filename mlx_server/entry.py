@@ -24,6 +24,7 @@ from mlx_server.models.embedding_files import own_pooling
 from mlx_server.models.model_files import read_json
 from mlx_server.models.overrides import RopeOverrides
 from mlx_server.models.registry import is_encoder
+from mlx_server.progress import UNTOLD, Progress
 from mlx_server.replies import ReplyForms
 from mlx_server.text.tokenizer import Tokenizer, check_ids
 
@@ -88,17 +89,19 @@ def open_entry(
     *,
     is_default: bool,
     observe: Callable[[Finished], None],
+    progress: Progress = UNTOLD,
 ) -> Entry:
     """Load the model in `path`.
 
     Args:
         is_default: It is the command line's, and so are the options that are about one model.
+        progress: Is told how far it is.
 
     Raises:
         ModelLoadError: One line that names the mend.
     """
     if _holds_encoder(path):
-        return _open_encoder(config, worker, name, path)
+        return _open_encoder(config, worker, name, path, progress)
     limits, defaults = Limits.of(config), Defaults.of(config)
     rope = RopeOverrides.of(config) if is_default else None
     control = control_vectors_of(config) if is_default else []
@@ -113,6 +116,7 @@ def open_entry(
             trust_remote_code=config.trust_remote_code,
             rope=rope,
             control=(control, config.control_vector_layer_range),
+            progress=progress,
         )
 
     info = worker.call(load)
@@ -171,9 +175,13 @@ def _entry(
     return Entry(name, path, info, tokenizer, embedder, llm, used=time.monotonic())
 
 
-def _open_encoder(config: Config, worker: Worker, name: str, path: Path) -> Entry:
+def _open_encoder(
+    config: Config, worker: Worker, name: str, path: Path, progress: Progress
+) -> Entry:
     def load(engines: Engines) -> EncoderInfo:
-        return load_encoder(engines, path, name=name, chunk_size=config.prefill_chunk_size)
+        return load_encoder(
+            engines, path, name=name, chunk_size=config.prefill_chunk_size, progress=progress
+        )
 
     info = worker.call(load)
     try:

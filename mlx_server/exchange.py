@@ -5,8 +5,9 @@ The engine gets `EngineRequest`s and answers each step with `StepOutput`s.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -119,6 +120,7 @@ class TokenOutput:
         started_at: On its first output: `time.monotonic()` when its first step began.
         truncated: Its oldest tokens have made room for new ones (`n_keep`).
         slot: Where it runs.
+        at: `time.monotonic()` when it was known; who reads it may be late.
     """
 
     request_id: str
@@ -133,6 +135,7 @@ class TokenOutput:
     started_at: float | None = None
     truncated: bool = False
     slot: int | None = None
+    at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

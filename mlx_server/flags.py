@@ -17,7 +17,7 @@ from mlx_server.config import Config, default_text, flag_name
 from mlx_server.settings_values import LISTS, boolean
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line: the usage would be a page, and hide it."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -29,6 +29,13 @@ class _Version(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         print(_version_text())
         parser.exit()
+
+
+class _Command(argparse.Action):
+    """A command in a flag's clothes. `commands.dispatch` runs it where it comes first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        parser.error(f"{option}: give it first, as in `mlx_server {option}`")
 
 
 class _Smallest(argparse.Action):
@@ -56,10 +63,24 @@ class _Refuse(argparse.Action):
         namespace.ignored = [*getattr(namespace, "ignored", ()), option]
 
 
+SHELLS = ("bash", "zsh", "fish")
+
+COMMANDS = {
+    "serve": "serve a model; what happens without a command",
+    "chat": "talk to a running server from the terminal",
+    "list": "show the models in the local cache",
+}
+"""What the command line may begin with; each but serve has a --help of its own."""
+
+_USAGE = """%(prog)s [serve] [MODEL] [flags]
+       %(prog)s chat [flags] [MESSAGE …]    talk to a running server from the terminal
+       %(prog)s list [--json]               show the models in the local cache"""
+
+
 def parser() -> argparse.ArgumentParser:
-    result = _Parser(
+    result = OneLineParser(
         prog="mlx_server",
-        usage="%(prog)s [serve] [MODEL] [flags]",
+        usage=_USAGE,
         description="Serve language models on MLX to the programs around them.",
         epilog="Every flag is also an environment variable: --max-tokens is MLX_SERVER_MAX_TOKENS. "
         "Those of llama.cpp's server count too. Accepted without a meaning on MLX: "
@@ -70,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("-h", "--help", "--usage", action="help", help="show this and exit")
     result.add_argument("--version", action=_Version, nargs=0, help="show version and build")
+    result.add_argument(
+        "--list-models", action=_Command, nargs=0, help="show the models in the local cache"
+    )
+    result.add_argument(
+        "--print-completion", action=_Command, choices=SHELLS,
+        help="print a script by which the shell completes this command line",
+    )  # fmt: skip
     groups: dict[str, Any] = {}
     for f in fields(Config):
         title = f.metadata["group"]
@@ -79,13 +107,13 @@ def parser() -> argparse.ArgumentParser:
     others = result.add_argument_group("other servers' forms of the same settings")
     for row in compat.TRANSLATED:
         _add_translated(others, row)
-    for row in compat.IGNORED:
+    for idle in compat.IGNORED:
         result.add_argument(
-            *row.flags, action=_Ignore, nargs=row.takes, dest="ignored", help=argparse.SUPPRESS
+            *idle.flags, action=_Ignore, nargs=idle.takes, dest="ignored", help=argparse.SUPPRESS
         )
-    for row in compat.REFUSED:
+    for refused in compat.REFUSED:
         result.add_argument(
-            *row.flags, action=_Refuse, row=row, nargs=row.takes, dest="ignored",
+            *refused.flags, action=_Refuse, row=refused, nargs=refused.takes, dest="ignored",
             help=argparse.SUPPRESS,
         )  # fmt: skip
     return result
@@ -108,8 +136,8 @@ def _add_flag(group: Any, f: Field) -> None:
     help_text = help_text.replace("%", "%%")
     names = (flag_name(f), *meta["flags"])
     if meta["convert"] is boolean:
-        action = argparse.BooleanOptionalAction
-        group.add_argument(*names, dest=f.name, action=action, help=help_text)
+        switch = argparse.BooleanOptionalAction
+        group.add_argument(*names, dest=f.name, action=switch, help=help_text)
         return
     action: Any = _Smallest if meta["smallest"] else "store"
     if meta["repeat"]:
@@ -117,7 +145,7 @@ def _add_flag(group: Any, f: Field) -> None:
     group.add_argument(
         *names,
         dest=f.name,
-        type=_named(meta["convert"]),
+        type=named(meta["convert"]),
         action=action,
         choices=meta["choices"],
         metavar=meta["metavar"] or (None if meta["choices"] else f.name.upper()),
@@ -137,12 +165,12 @@ def _add_translated(group: Any, row: compat.Translated) -> None:
     else:
         action = "extend" if row.convert in LISTS else "store"
         group.add_argument(
-            *row.flags, dest=row.field, type=_named(row.convert), metavar=row.metavar,
+            *row.flags, dest=row.field, type=named(row.convert), metavar=row.metavar,
             action=action, help=help_text,
         )  # fmt: skip
 
 
-def _named(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def named(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     """argparse hides a ValueError's message; this keeps it."""
 
     def read(text: str) -> Any:

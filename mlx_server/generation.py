@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mlx_server.core import GenerationRequest, TextPrompt
-from mlx_server.deltas import Delta, Done, Finished, Heartbeat, Lull, Progress, Started, Usage
+from mlx_server.deltas import (
+    Delta,
+    Done,
+    Finished,
+    Heartbeat,
+    Lull,
+    Progress,
+    Started,
+    Timings,
+    Usage,
+)
 from mlx_server.engine.worker import Worker
 from mlx_server.errors import DeadlineExceeded, ServerError
 from mlx_server.exchange import EngineRequest, Origin, StepOutput, TokenOutput
@@ -35,8 +45,8 @@ class Outbox(queue.SimpleQueue[StepOutput]):
 
     listener: Callable[[], None] | None = None
 
-    def put(self, item: StepOutput) -> None:
-        super().put(item)
+    def put(self, item: StepOutput, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
         if self.listener is not None:
             self.listener()
 
@@ -52,6 +62,7 @@ class Generation:
         observe: Is told of every choice that ends.
 
     Attributes:
+        model: The id of the model that answers.
         params: How its tokens are chosen, everything resolved.
         served: The model that answers; it may be gone before the reply has been read.
     """
@@ -67,6 +78,7 @@ class Generation:
         served: Served,
         observe: Callable[[Finished], None] = lambda finished: None,
     ) -> None:
+        self.model = model
         self.params: SamplingParams | None = requests[0].params
         self.served: Served | None = served
         self._observe = observe
@@ -135,7 +147,7 @@ class Generation:
                         if not isinstance(delta, Progress):  # most clients see nothing of it
                             self._last_shown = time.monotonic()
                         yield delta
-            yield Done(self._usage())
+            yield Done(self.usage)
         finally:
             if not self._closed:
                 self._close()
@@ -191,8 +203,9 @@ class Generation:
             )
         log.debug("%s", story)
 
-    def _usage(self) -> Usage:
-        """Each prompt counts once, however many replies it got."""
+    @property
+    def usage(self) -> Usage:
+        """What it has used so far; each prompt counts once, however many replies it gets."""
         total = Usage()
         for (_, copy), choice in self._choices.items():
             usage = choice.usage
@@ -200,6 +213,11 @@ class Generation:
                 usage = replace(usage, prompt_tokens=0, cached_tokens=0)
             total += usage
         return total
+
+    @property
+    def timings(self) -> tuple[Timings, ...]:
+        """Of each of its replies so far."""
+        return tuple(choice.timings for choice in self._choices.values())
 
 
 def _echo_of(

@@ -178,16 +178,16 @@ class LLM:
         if len(ids) + wanted > self.kv_tokens < self.context_length:
             raise RequestError(no_room(len(ids), self.kv_tokens), param=param)
         if params.n_keep is not None:
-            return self._fit_shifting(params, ids, room)
+            return self._fit_shifting(params, params.n_keep, ids, room)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         return replace(params, max_tokens=limit)
 
     def _fit_shifting(
-        self, params: SamplingParams, ids: Sequence[int], room: int
+        self, params: SamplingParams, keep: int, ids: Sequence[int], room: int
     ) -> SamplingParams:
         """A reply that goes on in a full context ends where it was told to, else, as
         llama-server's do, where the model's training ended."""
-        keep, limit = params.n_keep, params.max_tokens
+        limit = params.max_tokens
         if keep >= 0 and ids[0] == self.tokenizer.bos_token_id:
             keep += 1
         if limit is None:

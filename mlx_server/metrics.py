@@ -159,6 +159,15 @@ class Observer:
         if timings.predicted_n > 1 and timings.predicted_ms > 0:
             self._rate.observe((timings.predicted_n - 1) * 1000 / timings.predicted_ms)
 
+    def outcomes(self) -> dict[str, int]:
+        """Replies that have ended, by how."""
+        return {
+            sample.labels["outcome"]: int(sample.value)
+            for family in self._requests.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
 
 class _Engines(Collector):
     """The engines' figures as they are just now."""

@@ -19,6 +19,7 @@ from mlx_server.metrics import Observer
 from mlx_server.models import hub
 from mlx_server.names import Names, unknown
 from mlx_server.pool_services import PoolServices, read_system_prompt, refused
+from mlx_server.progress import UNTOLD, Progress
 from mlx_server.recent import Recent
 from mlx_server.residence import Residence
 from mlx_server.services import SystemPrompt
@@ -30,17 +31,25 @@ class ModelPool(PoolServices):
 
     Args:
         start_dir: Where relative paths in requests begin, and end.
+        progress: Is told how far downloads and loading are.
     """
 
-    def __init__(self, config: Config, worker: Worker, start_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        worker: Worker,
+        start_dir: Path | None = None,
+        progress: Progress = UNTOLD,
+    ) -> None:
         self.config = config
         self.worker = worker
         self.names = Names(config, start_dir or Path.cwd())
         self.observer = Observer()
         self.recent = Recent()
-        self.residence = Residence(config, worker, self.names, self._observe)
+        self.residence = Residence(config, worker, self.names, self._observe, progress)
         self.system_prompt = SystemPrompt()
         self._created = int(time.time())
+        self.began = time.monotonic()
         self._ready = False
         self._failure: ModelLoadError | None = None
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_server import metrics
+from mlx_server import __version__, metrics
 from mlx_server.core import AdapterScale, ChatPrompt, Prompt
+from mlx_server.engine import device
 from mlx_server.engine.encoders import EncoderInfo
 from mlx_server.entry import Entry
 from mlx_server.errors import (
@@ -20,6 +21,7 @@ from mlx_server.errors import (
     ModelLoadError,
     NotSupported,
     RequestError,
+    ServerError,
     Unavailable,
 )
 from mlx_server.pool_slots import PoolSlots
@@ -27,10 +29,13 @@ from mlx_server.services import (
     AdapterInfo,
     EmbeddingRequest,
     Embeddings,
+    LoadedAdapter,
+    LoadedModel,
     ModelProps,
     RerankRequest,
     Runtime,
     Scores,
+    ServerFigures,
     SystemPrompt,
     TokenPiece,
 )
@@ -85,21 +90,25 @@ class PoolServices(PoolSlots):
     def props(self) -> ModelProps:
         entry = self._entry()
         info, tokenizer, llm = entry.info, entry.tokenizer, entry.llm
-        encoder = isinstance(info, EncoderInfo)
+        if isinstance(info, EncoderInfo):
+            trained, size, template = info.context_length, info.embedding_size, ""
+        else:
+            trained, size = info.trained_length, info.hidden_size
+            template = tokenizer.template.source
         return ModelProps(
             name=entry.name,
             path=str(entry.path),
             alias=self.config.alias[0] if self.config.alias else entry.name,
             num_slots=0 if llm is None else llm.num_slots,
             context_length=info.context_length,
-            trained_length=info.context_length if encoder else info.trained_length,
-            chat_template="" if encoder else tokenizer.template.source,
+            trained_length=trained,
+            chat_template=template,
             bos_token=_written(tokenizer, tokenizer.bos_token_id),
             eos_token=_written(tokenizer, tokenizer.eos_token_id),
             vocab_size=info.vocab_size,
             num_parameters=info.num_parameters,
             nbytes=info.nbytes,
-            embedding_size=info.embedding_size if encoder else info.hidden_size,
+            embedding_size=size,
             defaults={} if llm is None else llm.defaults.flags,
         )
 
@@ -189,6 +198,36 @@ class PoolServices(PoolSlots):
         """In Prometheus' text format."""
         return metrics.render(self.worker.stats(), self.observer)
 
+    def figures(self) -> ServerFigures:
+        """What runs now, in numbers. The engine thread is not asked, so it is not held up."""
+        try:
+            self.check_ready()
+            status = "ready"
+        except ServerError as error:
+            status = error.message
+        return ServerFigures(
+            version=__version__,
+            uptime=time.monotonic() - self.began,
+            status=status,
+            device=device.name(self.config.device),
+            models=tuple(self._loaded(entry) for entry in self.residence.entries().values()),
+            engine=self.worker.stats(),
+            outcomes=self.observer.outcomes(),
+            rows=tuple(self.worker.rows()),
+        )
+
+    def _loaded(self, entry: Entry) -> LoadedModel:
+        numbered = {_folder(adapter.path): adapter for adapter in self.adapters()}
+        return LoadedModel(
+            id=entry.name,
+            kind="embedding" if entry.llm is None else "text",
+            num_parameters=entry.info.num_parameters,
+            nbytes=entry.info.nbytes,
+            context_length=entry.context_length,
+            num_slots=0 if entry.llm is None else entry.llm.num_slots,
+            adapters=tuple(_adapter(path, numbered.get(path)) for path in list(entry.adapters)),
+        )
+
     def runtime(self) -> Runtime:
         return self.recent.runtime()
 
@@ -201,6 +240,17 @@ class PoolServices(PoolSlots):
         if not (self.config.enable_tracing or self.config.trace_file):
             raise NotSupported("This server keeps no trace; start it with --enable-tracing.")
         return self.worker.trace()
+
+
+def _folder(path: str) -> Path:
+    """As `Residence.adapter` knows it."""
+    return Path(os.path.expanduser(path)).resolve()
+
+
+def _adapter(path: Path, numbered: AdapterInfo | None) -> LoadedAdapter:
+    if numbered is None:
+        return LoadedAdapter(str(path))
+    return LoadedAdapter(str(path), numbered.id, numbered.name, numbered.scale)
 
 
 def _written(tokenizer: Any, token_id: int | None) -> str:

@@ -42,6 +42,8 @@ class PoolBase(ABC):
     observer: Observer
     recent: Recent
     system_prompt: SystemPrompt
+    began: float
+    """`time.monotonic()` when the server began."""
 
     @abstractmethod
     def check_ready(self) -> None:

@@ -234,9 +234,9 @@ def _exact(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
         exact = exact_schema(schema)
     except (ValueError, RecursionError):
         return None
-    same = isinstance(exact, Mapping) and list(exact.get("properties", ())) == list(
-        schema.get("properties", ())
-    )
+    if not isinstance(exact, Mapping):
+        return None
+    same = list(exact.get("properties", ())) == list(schema.get("properties", ()))
     return exact if same else None
 
 

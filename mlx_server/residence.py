@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from mlx_server import demo
 from mlx_server.config import Config
 from mlx_server.deltas import Finished
+from mlx_server.engine.engine import Engine
 from mlx_server.engine.engines import Engines
 from mlx_server.engine.loading import unload
 from mlx_server.engine.worker import Worker
@@ -26,6 +28,7 @@ from mlx_server.entry import Entry, check_files, open_entry
 from mlx_server.errors import ModelLoadError
 from mlx_server.models import hub
 from mlx_server.names import Names
+from mlx_server.progress import UNTOLD, Progress
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Residence:
     Args:
         names: What the command line calls its model and adapters.
         observe: Is told of every reply that ends.
+        progress: Is told how far downloads and loading are.
     """
 
     def __init__(
@@ -55,11 +59,13 @@ class Residence:
         worker: Worker,
         names: Names,
         observe: Callable[[Finished], None] = lambda finished: None,
+        progress: Progress = UNTOLD,
     ) -> None:
         self.config = config
         self.worker = worker
         self.names = names
         self._observe = observe
+        self._progress = progress
         self._entries: dict[str, Entry] = {}
         self._visitors: list[Visitor] = []
         self._state = threading.Condition()
@@ -121,6 +127,7 @@ class Residence:
             file=config.hf_file if is_default else None,
             token=config.hf_token,
             local=is_default,
+            progress=self._progress,
         )
         check_files(config, name, path, is_default=is_default)
         return path
@@ -162,7 +169,7 @@ class Residence:
             with self._state:
                 name, entry = min(self._entries.items(), key=lambda item: item[1].used)
                 entry.draining = True
-                self._state.wait_for(lambda entry=entry: entry.num_entering == 0)
+                self._state.wait_for(partial(_nobody_enters, entry))
 
             def leave(engines: Engines, name: str = name) -> bool:
                 if not visitor.cancelled:
@@ -191,6 +198,7 @@ class Residence:
             path,
             is_default=name == self.names.default,
             observe=self._observe,
+            progress=self._progress,
         )
         try:
             if name == self.names.default:
@@ -215,6 +223,17 @@ class Residence:
         with self._adapting:
             if folder not in entry.adapters:
                 name = str(folder)
-                self.worker.call(lambda engines: engines[entry.name].model.bank.load(name, folder))
+                self.worker.call(lambda engines: _load_adapter(engines[entry.name], name, folder))
                 entry.adapters[folder] = name
             return entry.adapters[folder]
+
+
+def _nobody_enters(entry: Entry) -> bool:
+    return entry.num_entering == 0
+
+
+def _load_adapter(engine: Engine, name: str, folder: Path) -> None:
+    bank = engine.model.bank
+    if bank is None:
+        raise ModelLoadError("This model's architecture takes no adapters.")
+    bank.load(name, folder)

@@ -48,10 +48,12 @@ class Embeddings:
     Args:
         vectors: One for each input.
         num_tokens: Of all inputs together.
+        model: The id of the model that made them.
     """
 
     vectors: tuple[tuple[float, ...], ...]
     num_tokens: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,16 @@ class RerankRequest:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How well each document answers the query, in the order of the documents; higher is better."""
+    """How well each document answers the query, in the order of the documents; higher is better.
+
+    Args:
+        num_tokens: Of the query with each document.
+        model: The id of the model that gave them.
+    """
 
     values: tuple[float, ...]
     num_tokens: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,94 @@ class ModelProps:
     nbytes: int
     embedding_size: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RowInfo:
+    """A sequence that runs just now, in numbers: nothing of what was asked or answered.
+
+    Args:
+        slot: Where it runs; None for a moment while it changes its place.
+        model: The id of the model that runs it.
+        state: "prefill" while its prompt is computed, "decode" behind that.
+        num_prompt_tokens: Tokens of its prompt; `num_prompt_done`: those that need no computing
+            any more, the `num_cached_tokens` that were known from others among them.
+        num_decoded: Tokens of its reply so far; `num_left`: those it may still get.
+        seconds: Since its first step began.
+        speed: Tokens of the reply per second from its first one on; None before the second.
+    """
+
+    slot: int | None
+    model: str
+    state: Literal["prefill", "decode"]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_prompt_done: int
+    num_decoded: int
+    num_left: int
+    seconds: float
+    speed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """An adapter in memory.
+
+    Args:
+        path: Its folder or file.
+        id: Its number on the command line, as in /lora-adapters; None: a request named it.
+        name: The model id that it has (--lora NAME=PATH).
+        scale: What requests that name none get it at; None: a request named it.
+    """
+
+    path: str
+    id: int | None = None
+    name: str | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory.
+
+    Args:
+        kind: "text" generates, "embedding" only makes vectors and scores.
+        nbytes: Of its weights.
+        context_length: Tokens that fit a request.
+        num_slots: Sequences that run at the same time; 0 of an encoder.
+        adapters: Those that are loaded for it.
+    """
+
+    id: str
+    kind: Literal["text", "embedding"]
+    num_parameters: int
+    nbytes: int
+    context_length: int
+    num_slots: int
+    adapters: tuple[LoadedAdapter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFigures:
+    """What runs now, in numbers.
+
+    Args:
+        uptime: Seconds since the server began; a clock that is never set.
+        status: "ready", or why requests are refused now.
+        device: What is computed on.
+        engine: What the engines have counted and hold, summed over them, and the device's
+            memory in bytes (`Worker.stats`).
+        outcomes: Replies that have ended, by how.
+    """
+
+    version: str
+    uptime: float
+    status: str
+    device: str
+    models: tuple[LoadedModel, ...]
+    engine: Mapping[str, float]
+    outcomes: Mapping[str, int]
+    rows: tuple[RowInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)

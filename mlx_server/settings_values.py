@@ -6,6 +6,7 @@ expected; whoever calls it adds the name of the flag or variable.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -267,10 +268,9 @@ def scaled_paths(text: str) -> tuple[tuple[str, float], ...]:
     """`PATH SCALE`, or today's `PATH:SCALE,PATH:SCALE`."""
     for parts in (text.split(","), [text]):  # a path may have a comma
         found = [re.fullmatch(r"(.+)[\s:]([^\s:]+)", part.strip()) for part in parts]
-        try:
-            return tuple((match[1].strip(), finite(match[2])) for match in found)
-        except (TypeError, ValueError):
-            continue
+        if None not in found:
+            with contextlib.suppress(ValueError):
+                return tuple((match[1].strip(), finite(match[2])) for match in found if match)
     raise ValueError("expected a path and a scale, as in adapter.gguf 0.5")
 
 

@@ -83,11 +83,12 @@ def _with_marks(tokenizer: dict[str, Any], marks: Sequence[str]) -> None:
 def write_random(folder: Path) -> Path:
     """Random weights, so few of them that a prompt of 20,000 tokens takes seconds; with the
     bundled model's tokenizer and template."""
+    bundled = json.loads((demo.path() / "config.json").read_text())
     config = {
         "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16,
         "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "rms_norm_eps": 1e-5,
-        "vocab_size": 1024, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
-        "eos_token_id": EOS,
+        "vocab_size": bundled["vocab_size"], "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": True, "eos_token_id": EOS,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))

@@ -87,11 +87,14 @@ def test_the_samplers_are_those_of_the_engine() -> None:
     assert sorted(LETTERS.values()) == sorted(SAMPLERS)
 
 
+NO_SETTINGS = ("-h", "--help", "--usage", "--version", "--list-models", "--print-completion")
+
+
 def test_the_tables_name_everything() -> None:
     shown = config.table() + compat.table()
     for name in known_flags() | known_variables():
         negated = name.startswith("--no-") and f"`--{name[5:]}`" in shown
-        assert f"`{name}`" in shown or negated or name in ("-h", "--help", "--usage", "--version")
+        assert f"`{name}`" in shown or negated or name in NO_SETTINGS
     assert "secret" not in repr(Config(api_key=("secret",), hf_token="secret"))
 
 

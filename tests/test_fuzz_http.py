@@ -105,7 +105,7 @@ HEADERS = st.sampled_from(
      b"Access-Control-Request-Method: x", b"Content-Encoding: gzip", b"A" * 300 + b": b", b" x: y"]
 )  # fmt: skip
 BODIES = st.one_of(
-    st.sampled_from([b"", b"{}", b"2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}\r\n0\r\nT: x\r\n\r\n", 
+    st.sampled_from([b"", b"{}", b"2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}\r\n0\r\nT: x\r\n\r\n",
                      b"-1\r\n", b"busy", b"2;x=y\r\n{}\r\n0\r\n\r\n", b"2\r\n{}"]),
     st.binary(max_size=50),
 )  # fmt: skip

@@ -24,6 +24,8 @@ SHARED = {
     "services",
     "errors",
     "config",
+    "progress",
+    "amounts",
 }
 
 ALLOWED = {
@@ -33,12 +35,15 @@ ALLOWED = {
     "exchange": {"core", "sampling_params"},
     "services": {"core", "sampling_params"},
     "errors": set(),
+    "progress": set(),
+    "amounts": set(),
     "sampler_names": {"sampling_params"},
     "settings_values": {"sampler_names"},
     "compat": {"settings_values", "sampler_names"},
     "config": {"settings_values", "compat", "core"},
     "flags": {"compat", "config", "settings_values", "errors"},
     "gguf": {"errors"},
+    "commands": SHARED | {"flags", "gguf", "models", "demo"},
     "defaults": SHARED,
     "metrics": SHARED,
     "cache": SHARED,
@@ -62,8 +67,11 @@ ALLOWED = {
     | {"entry", "models", "metrics", "recent"},
     "api": SHARED,
     "server": SHARED | {"api", "pool", "metrics"},
+    "terminal": SHARED,
     "demo": set(),
-    "cli": SHARED | {"flags", "server", "api", "pool", "entry", "engine"},
+    "cli": SHARED
+    | {"flags", "commands", "server", "api", "pool", "entry", "engine"}
+    | {"terminal"},
     "__main__": {"cli"},
     "__init__": SHARED | {"llm"},
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_server.deltas import Finished, Text
+from mlx_server.deltas import Finished, Text, Timings
 from mlx_server.exchange import Candidates, EngineRequest, TokenOutput
 from mlx_server.sampling_params import SamplingParams
 from mlx_server.text.output import Choice
@@ -83,6 +83,15 @@ def test_several_tokens_of_a_step_are_one_piece_with_its_last_figures(
     (piece,) = [d for d in choice.feed(output) if isinstance(d, Text)]
     assert piece.ids == ids[:3] and piece.text.strip() == tokenizer.decode(ids[:3]).strip()
     assert piece.timings == choice.timings and piece.timings.predicted_n == 3
+
+
+def test_the_times_are_the_engines_however_late_they_are_read(tokenizer: Tokenizer) -> None:
+    choice = Choice(0, EngineRequest("r", (1, 403), SamplingParams(max_tokens=9)), tokenizer)
+    outputs = [TokenOutput("r", 0, started_at=5.0, at=6.0)]
+    outputs += [TokenOutput("r", 0, (403,), at=at) for at in (7.0, 7.5, 8.0)]
+    for output in outputs:
+        list(choice.feed(output))
+    assert choice.timings == Timings(2, 2000.0, 3, 1000.0, first_at=7.0)
 
 
 def test_the_end_token_is_counted_but_not_shown(tokenizer: Tokenizer) -> None:

@@ -11,6 +11,7 @@ import pytest
 from test_http import Client, Running, serving
 
 from mlx_server.config import Config
+from mlx_server.flags import read_command
 from mlx_server.server.http import HttpServer
 from mlx_server.server.static import BUILT_IN, PIECE
 from mlx_server.server.tls import SetupError
@@ -64,8 +65,9 @@ def client(running: Running) -> Iterator[Client]:
     client.close()
 
 
-def get(client: Client, path: str, method: str = "GET"):
-    client.send(f"{method} {path} HTTP/1.1\r\n\r\n".encode("latin-1"))
+def get(client: Client, path: str, method: str = "GET", *headers: str):
+    lines = "\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""])
+    client.send(lines.encode("latin-1"))
     return client.answer(has_body=method != "HEAD")
 
 
@@ -203,20 +205,150 @@ def pass_time(running: Running) -> None:
         running.server._state.wait_for(lambda: not running.server._open, 10)
 
 
+# ---------------------------------------------------------------- what is built in
+
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+PAGES = {"/": "index.html", "/engine/": "engine/index.html"}
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Running]:
+    """Nothing but what is built in, behind a key."""
+    with serving(api_key=("key",)) as running:
+        yield running
+
+
+def built_in_files() -> list[str]:
+    return sorted(p.relative_to(BUILT_IN).as_posix() for p in BUILT_IN.rglob("*") if p.is_file())
+
+
 def test_completion_js_is_always_there_unless_the_folder_has_its_own(tmp_path: Path) -> None:
     built_in = (BUILT_IN / "completion.js").read_bytes()
-    with serving() as running:
-        answer = get(running.client(), "/completion.js")
-        assert answer.body == built_in
-        assert answer.headers["content-type"].startswith("text/javascript")
-        assert get(running.client(), "/").json() == {"status": "ok"}  # no page: the route
-        for path in ("/index.html", "/../static.py", "/..%2fstatic.py"):
-            assert get(running.client(), path).status == 404
+    for settings in ({}, {"webui": False}, {"path": str(tmp_path)}):
+        with serving(**settings) as running:
+            answer = get(running.client(), "/completion.js")
+            assert answer.body == built_in
+            assert answer.headers["content-type"].startswith("text/javascript")
+            for path in ("/../static.py", "/..%2fstatic.py", "/app/..%2f..%2fstatic.py"):
+                assert get(running.client(), path).status == 404
     with serving(path=str(tmp_path)) as running:
-        assert get(running.client(), "/completion.js").body == built_in
-        assert get(running.client(), "/").json() == {"status": "ok"}
         (tmp_path / "completion.js").write_text("mine")
         assert get(running.client(), "/completion.js").body == b"mine"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_our_pages_are_sent_with_a_policy(bare: Running, path: str) -> None:
+    answer = get(bare.client(), path)
+    assert (answer.status, answer.body) == (200, (BUILT_IN / PAGES[path]).read_bytes())
+    policy = dict(
+        part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";")
+    )
+    assert policy == POLICY
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    head = get(bare.client(), path, "HEAD")
+    assert {**head.headers, "date": ""} == {**answer.headers, "date": ""}
+
+
+def test_the_engines_page_has_its_slash(bare: Running) -> None:
+    answer = get(bare.client(), "/engine")
+    assert (answer.status, answer.headers["location"]) == (301, "/engine/")
+
+
+@pytest.mark.parametrize("name", built_in_files())
+def test_every_file_of_the_pages_is_served_without_a_key(bare: Running, name: str) -> None:
+    answer = get(bare.client(), f"/{name}")
+    assert (answer.status, answer.body) == (200, (BUILT_IN / name).read_bytes())
+    assert ("content-security-policy" in answer.headers) == name.endswith(".html")
+    # Script and style elements are refused by browsers where the type is another.
+    kind = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
+    wanted = kind.get(Path(name).suffix)
+    assert wanted is None or answer.headers["content-type"] == f"{wanted}; charset=utf-8"
+
+
+def test_without_webui_the_pages_are_gone(tmp_path: Path) -> None:
+    with serving(webui=False) as running:
+        names = [*PAGES, "/engine", *(f"/{name}" for name in built_in_files())]
+        gone = {name for name in names if get(running.client(), name).status == 404}
+        # "/" is the tests' own route here.
+        assert set(names) - gone == {"/", "/completion.js"}
+        assert get(running.client(), "/").json() == {"status": "ok"}
+    (tmp_path / "index.html").write_text("mine")
+    with serving(webui=False, path=str(tmp_path)) as running:
+        assert get(running.client(), "/").body == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("line", "environ", "expected"),
+    [
+        ("", {}, True),
+        ("--no-webui", {}, False),
+        ("--no-ui", {}, False),
+        ("--ui", {"MLX_SERVER_WEBUI": "false"}, True),
+        ("", {"MLX_SERVER_WEBUI": "off"}, False),
+        ("", {"LLAMA_ARG_UI": "0"}, False),
+        ("", {"LLAMA_ARG_WEBUI": "disabled"}, False),
+        ("", {"LLAMA_ARG_WEBUI": "1"}, True),
+    ],
+)
+def test_how_the_pages_are_turned_off(line: str, environ: dict[str, str], expected: bool) -> None:
+    config, ignored = read_command(line.split(), environ)
+    assert (config.webui, ignored) == (expected, [])
+
+
+def test_the_folder_comes_first_and_gets_no_policy(client: Client, tmp_path: Path) -> None:
+    answer = get(client, "/")
+    assert answer.body == "<p>große Seite</p>".encode()
+    assert not {"content-security-policy", "referrer-policy"} & answer.headers.keys()
+    # What it lacks is there still.
+    ours = get(client, "/engine/")
+    assert ours.body == (BUILT_IN / "engine" / "index.html").read_bytes()
+    assert "content-security-policy" in ours.headers
+
+
+# ---------------------------------------------------------------- what a client has already
+
+
+@pytest.mark.parametrize("path", ["/", "/app.js", "/engine/", "/completion.js"])
+def test_what_a_client_has_is_not_sent_again(client: Client, path: str) -> None:
+    first = get(client, path)
+    tag = first.headers["etag"]
+    for having in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        for method in ("GET", "HEAD"):
+            again = get(client, path, method, f"If-None-Match: {having}")
+            assert (again.status, again.body) == (304, b"")
+            assert not {"content-length", "content-type"} & again.headers.keys()
+            kept = ("etag", "cache-control", "content-security-policy")
+            assert [again.headers.get(n) for n in kept] == [first.headers.get(n) for n in kept]
+    other = get(client, path, "GET", 'If-None-Match: "other"')
+    assert (other.status, other.body) == (200, first.body)
+    assert get(client, path).status == 200  # the connection is in step
+
+
+def test_what_has_changed_is_sent_again(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text("one")
+    with serving(path=str(tmp_path)) as running:
+        client = running.client()
+        tag = get(client, "/page.html").headers["etag"]
+        assert get(client, "/page.html", "GET", f"If-None-Match: {tag}").status == 304
+        file.write_text("two")  # as long as before
+        os.utime(file, ns=(1, 1))
+        answer = get(client, "/page.html", "GET", f"If-None-Match: {tag}")
+        assert (answer.status, answer.body) == (200, b"two")
+        assert answer.headers["etag"] != tag
+
+
+def test_a_missing_file_is_no_304(client: Client) -> None:
+    assert get(client, "/nowhere.html", "GET", "If-None-Match: *").status == 404
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file.txt"])

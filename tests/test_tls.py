@@ -54,7 +54,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture(scope="module")
 def running(files: Files) -> Iterator[Running]:
-    with serving(tls=files.client(), max_request_bytes=1000, **files.settings) as running:
+    settings = {**files.settings, "webui": False}
+    with serving(tls=files.client(), max_request_bytes=1000, **settings) as running:
         yield running
 
 

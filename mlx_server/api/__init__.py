@@ -6,6 +6,7 @@ from mlx_server.api.admin import Admin
 from mlx_server.api.base import Dialect
 from mlx_server.api.docs import Docs
 from mlx_server.api.embeddings import LlamaEmbedding, OpenAIEmbeddings
+from mlx_server.api.engine import EngineFigures
 from mlx_server.api.llama_completion import LlamaCompletion
 from mlx_server.api.llama_props import LlamaProps
 from mlx_server.api.llama_slots import LlamaSlots
@@ -27,6 +28,7 @@ APIS: tuple[Dialect, ...] = (
     LlamaProps(),
     Mlc(),
     Admin(),
+    EngineFigures(),
 )
 
 DIALECTS: tuple[Dialect, ...] = (*APIS, Docs(APIS))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_server.api.account import Account
 from mlx_server.api.pool import Generation, Listenable, Pool
 from mlx_server.core import GenerationRequest
 from mlx_server.deltas import Delta, Heartbeat, Lull
@@ -45,6 +46,7 @@ class HttpRequest:
         body: The raw body, already within its bound.
         params: What the route's placeholders matched.
         on_disconnect: Registers a function to call once when the client is gone.
+        account: Where it is noted what the answer takes.
     """
 
     method: str
@@ -54,6 +56,7 @@ class HttpRequest:
     body: bytes
     params: Mapping[str, str] = field(default_factory=dict)
     on_disconnect: Callable[[Callable[[], None]], None] = lambda callback: None
+    account: Account = field(default_factory=Account)
 
     def json(self) -> Json:
         """The body as a JSON object. Raises RequestError that says what is wrong with it."""
@@ -178,16 +181,31 @@ class Dialect(ABC):
         """
         generation = pool.generate(request)
         http.on_disconnect(generation.cancel)
+        return self._reply(http, request, generation, generation, formatter)
+
+    def _reply(
+        self,
+        http: HttpRequest,
+        request: GenerationRequest,
+        generation: Generation,
+        deltas: Iterable[Delta],
+        formatter: Formatter,
+    ) -> Reply:
+        """
+        Args:
+            deltas: The generation's, or what the dialect makes of them.
+        """
+        deltas = http.account.watch(generation, deltas, asked=request.model)
         if request.stream:
             source = generation if isinstance(generation, Listenable) else None
-            return StreamReply(self._events(generation, formatter), source=source)
-        return JsonReply(formatter.collect(generation))
+            return StreamReply(self._events(generation, deltas, formatter), source=source)
+        return JsonReply(formatter.collect(deltas))
 
     def _events(
-        self, generation: Generation, formatter: Formatter
+        self, generation: Generation, deltas: Iterable[Delta], formatter: Formatter
     ) -> Iterator[Json | str | Lull | None]:
         try:
-            for delta in generation:
+            for delta in deltas:
                 if isinstance(delta, Heartbeat):
                     yield None
                 elif isinstance(delta, Lull):

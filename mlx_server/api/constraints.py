@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import model_validator as check_model
 
-from mlx_server.api.described import Check, accepting
+from mlx_server.api.described import Check, accepted, accepting
 from mlx_server.api.fields import (
     OptionalFlag,
     checked,
@@ -100,7 +100,7 @@ def _bound(written: str) -> str:
 
 def _or_empty(check: Check) -> Check:
     """An empty string is absent, as null is."""
-    return accepting(check.accepts)(lambda value: None if value == "" else check(value))
+    return accepting(accepted(check))(lambda value: None if value == "" else check(value))
 
 
 OptionalSchema = Annotated[str | None, optional(_or_empty(schema_text))]

@@ -19,10 +19,15 @@ def accepting(kind: Any) -> Callable[[Check], Check]:
     """
 
     def note(check: Check) -> Check:
-        check.accepts = kind
+        check.accepts = kind  # type: ignore[attr-defined]
         return check
 
     return note
+
+
+def accepted(check: Check) -> Any:
+    """What `accepting` wrote down."""
+    return getattr(check, "accepts")  # noqa: B009
 
 
 def within(kind: Any, low: float | None = None, high: float | None = None) -> Any:

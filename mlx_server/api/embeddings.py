@@ -27,7 +27,7 @@ from mlx_server.api.fields import (
     wrong,
 )
 from mlx_server.api.llama import LlamaDialect
-from mlx_server.api.openai import OpenAIDialect
+from mlx_server.api.openai import OpenAIDialect, reply_model
 from mlx_server.api.prompts import is_single, read_prompts
 from mlx_server.api.schema import validate
 from mlx_server.core import Prompt
@@ -58,7 +58,9 @@ def embed(http: HttpRequest, pool: Pool, request: EmbeddingRequest) -> Embedding
     """Have the pool embed; a client that goes away ends it."""
     gone = threading.Event()
     http.on_disconnect(gone.set)
-    return pool.embed(request, gone.is_set)
+    found = pool.embed(request, gone.is_set)
+    http.account.embedded(found.model, found.num_tokens, asked=request.model)
+    return found
 
 
 # ---------------------------------------------------------------- OpenAI's
@@ -116,13 +118,13 @@ class OpenAIEmbeddings(OpenAIDialect):
         )
 
     def create(self, http: HttpRequest, pool: Pool) -> Reply:
-        return self._reply(http, pool, http.json())
+        return self._answer(http, pool, http.json())
 
     def either(self, http: HttpRequest, pool: Pool) -> Reply:
         body = http.json()
         if "input" not in body and "content" in body:
             return llama_reply(http, pool, body)
-        return self._reply(http, pool, body)
+        return self._answer(http, pool, body)
 
     def parse(self, body: Json) -> tuple[EmbeddingRequest, EmbeddingBody]:
         """Raises RequestError that names the field at fault."""
@@ -136,7 +138,7 @@ class OpenAIEmbeddings(OpenAIDialect):
         )
         return request, fields
 
-    def _reply(self, http: HttpRequest, pool: Pool, body: Json) -> Reply:
+    def _answer(self, http: HttpRequest, pool: Pool, body: Json) -> Reply:
         request, fields = self.parse(body)
         found = embed(http, pool, request)
         form: Callable[[Vector], Any] = list
@@ -147,7 +149,7 @@ class OpenAIEmbeddings(OpenAIDialect):
             for index, vector in enumerate(found.vectors)
         ]
         usage = {"prompt_tokens": found.num_tokens, "total_tokens": found.num_tokens}
-        model = request.model if request.model is not None else pool.current_model()
+        model = reply_model(request, pool)
         return JsonReply({"object": "list", "data": entries, "model": model, "usage": usage})
 
 

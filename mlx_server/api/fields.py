@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PlainValidator
 
-from mlx_server.api.described import Check, accepting, within
+from mlx_server.api.described import Check, accepted, accepting, within
 from mlx_server.errors import RequestError
 from mlx_server.sampling_params import MAX_TOP_LOGPROBS
 
@@ -277,14 +277,14 @@ def top_k_or_all(value: Any) -> int:
 
 def required(check: Check) -> PlainValidator:
     """The check as a field's validator."""
-    return PlainValidator(check, json_schema_input_type=check.accepts)
+    return PlainValidator(check, json_schema_input_type=accepted(check))
 
 
 def optional(check: Check) -> PlainValidator:
     """The check as a field's validator; null passes as None."""
     return PlainValidator(
         lambda value: None if value is None else check(value),
-        json_schema_input_type=check.accepts | None,
+        json_schema_input_type=accepted(check) | None,
     )
 
 

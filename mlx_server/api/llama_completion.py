@@ -77,7 +77,7 @@ class LlamaCompletion(LlamaDialect):
         if given is None and fields.system_prompt is None:
             raise RequestError("`prompt` is required.", param="prompt")
         given = "" if given is None else given
-        prompts = read_prompts(given)
+        prompts = list(read_prompts(given))
         shown = [given] if is_single(given) else given
         if system.prompt:
             prompts = [behind(system, prompt) for prompt in prompts]

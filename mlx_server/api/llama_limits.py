@@ -13,11 +13,8 @@ from mlx_server.api.base import (
     Formatter,
     Generation,
     HttpRequest,
-    JsonReply,
-    Listenable,
     Pool,
     Reply,
-    StreamReply,
 )
 from mlx_server.core import GenerationRequest
 from mlx_server.deltas import (
@@ -99,6 +96,18 @@ class Limited:
         self._usages: dict[int, Usage] = {}
 
     @property
+    def model(self) -> str:
+        return self._generation.model
+
+    @property
+    def usage(self) -> Usage:
+        return self._generation.usage
+
+    @property
+    def timings(self) -> tuple[Timings, ...]:
+        return self._generation.timings
+
+    @property
     def params(self) -> SamplingParams | None:
         return self._generation.params
 
@@ -165,13 +174,12 @@ class LimitedDialect(Dialect):
         generation = pool.generate(request)
         http.on_disconnect(generation.cancel)
         limits = self.limits(request)
-        deltas = Limited(generation, request, limits) if limits.any else generation
+        deltas: Generation = generation
+        if limits.any:
+            deltas = Limited(generation, request, limits)
         if isinstance(formatter, Watching):
             formatter.generation = deltas
-        if request.stream:
-            source = generation if isinstance(generation, Listenable) else None
-            return StreamReply(self._events(deltas, formatter), source=source)
-        return JsonReply(formatter.collect(deltas))
+        return self._reply(http, request, generation, deltas, formatter)
 
 
 class Watching(Formatter):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,7 @@ from mlx_server.api.fields import (
 from mlx_server.api.llama import LlamaDialect
 from mlx_server.api.openai_chat import ChatBody, OpenAIChat
 from mlx_server.api.schema import validate
+from mlx_server.core import ChatPrompt
 from mlx_server.services import TokenPiece
 
 
@@ -111,7 +112,9 @@ class LlamaText(LlamaDialect):
 
     def apply_template(self, http: HttpRequest, pool: Pool) -> JsonReply:
         request = self._chat.parse(http.json())
-        return JsonReply({"prompt": pool.render(request.model, request.prompts[0])})
+        return JsonReply(
+            {"prompt": pool.render(request.model, cast(ChatPrompt, request.prompts[0]))}
+        )
 
 
 def piece_body(piece: TokenPiece) -> Json:

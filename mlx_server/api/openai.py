@@ -12,6 +12,7 @@ from mlx_server.api.llama import CONTEXT_TYPE, context_sizes
 from mlx_server.api.llama_limits import LimitedDialect, Limits
 from mlx_server.core import GenerationRequest
 from mlx_server.errors import ServerError
+from mlx_server.services import EmbeddingRequest, RerankRequest
 
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 """The API's own sampling defaults."""
@@ -53,6 +54,6 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def reply_model(request: GenerationRequest, pool: Pool) -> str:
+def reply_model(request: GenerationRequest | EmbeddingRequest | RerankRequest, pool: Pool) -> str:
     """The name the client sent, else that of the model that answers."""
     return request.model if request.model is not None else pool.current_model()

@@ -70,7 +70,7 @@ class CompletionFormatter(OpenAIFormatter):
     def opening(self, index: int) -> None:
         return None
 
-    def piece(self, delta: Text) -> Json:  # there is no other in this API
+    def piece(self, delta: Text) -> Json:  # type: ignore[override]  # there is no other here
         return {**self.closing(delta.index), "text": delta.text}
 
     def closing(self, index: int) -> Json:

@@ -71,7 +71,7 @@ class _Part(BaseModel):
 
     def to_core(self) -> TextPart | ImagePart:
         if self.type in _IMAGE_TYPES:
-            return ImagePart(self.image_url)
+            return ImagePart(self.image_url or "")
         return TextPart(getattr(self, _TEXT_FIELDS[self.type]))
 
 

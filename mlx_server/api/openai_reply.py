@@ -321,5 +321,5 @@ def usage_body(usage: Usage) -> Json:
     }
 
 
-def finite(logprob: float) -> float:
-    return logprob if logprob > MIN_LOGPROB else MIN_LOGPROB
+def finite(logprob: float | None) -> float:
+    return MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)

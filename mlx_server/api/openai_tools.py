@@ -183,7 +183,7 @@ def _allowed_tools(choice: Any, tools: tuple[Tool, ...], parallel: bool, *locati
         raise wrong(path((*location, "tools")), allowed, entries)
     names = set()
     for i, entry in enumerate(entries):
-        where = (*location, "tools", i)
+        where: tuple[str | int, ...] = (*location, "tools", i)
         if not isinstance(entry, dict):
             raise wrong(path(where), "must be an object", entry)
         checked(one_of("function"), entry.get("type"), *where, "type")

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mlx_server.config import Config
 from mlx_server.core import ChatPrompt, GenerationRequest, ModelCard, Prompt
-from mlx_server.deltas import Delta
+from mlx_server.deltas import Delta, Timings, Usage
 from mlx_server.sampling_params import SamplingParams
 from mlx_server.services import (
     AdapterInfo,
@@ -18,6 +18,7 @@ from mlx_server.services import (
     Runtime,
     Scores,
     Served,
+    ServerFigures,
     SlotFile,
     SlotInfo,
     SystemPrompt,
@@ -29,12 +30,29 @@ class Generation(Protocol):
     """A running request: iterate for its deltas, `cancel()` from any thread.
 
     Attributes:
+        model: The id of the model that answers.
         params: How its tokens are chosen, everything resolved; None until its model is loaded.
         served: The model that answers; None until it is loaded.
     """
 
-    params: SamplingParams | None
-    served: Served | None
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def params(self) -> SamplingParams | None: ...
+
+    @property
+    def served(self) -> Served | None: ...
+
+    @property
+    def usage(self) -> Usage:
+        """What it has used so far, each prompt counted once. Asked by whoever iterates."""
+        ...
+
+    @property
+    def timings(self) -> tuple[Timings, ...]:
+        """Of each of its replies so far. Asked by whoever iterates."""
+        ...
 
     def __iter__(self) -> Iterator[Delta]: ...
 
@@ -147,6 +165,10 @@ class Pool(Protocol):
 
     def metrics(self) -> bytes:
         """In Prometheus' text format."""
+        ...
+
+    def figures(self) -> ServerFigures:
+        """What runs now, in numbers: no text of anybody's. Also while the model is loading."""
         ...
 
     def runtime(self) -> Runtime: ...

@@ -53,9 +53,8 @@ def _prompt(value: Any, *location: str | int) -> Prompt:
     if not isinstance(value, list) or not value:
         raise wrong(path(location), _ALLOWED, value)
     parts = tuple(_part(item, *location, i) for i, item in enumerate(value))
-    if any(isinstance(part, str) for part in parts):
-        return MixedPrompt(parts)
-    return TokenPrompt(parts)
+    ids = tuple(part for part in parts if isinstance(part, int))
+    return TokenPrompt(ids) if len(ids) == len(parts) else MixedPrompt(parts)
 
 
 def _part(value: Any, *location: str | int) -> str | int:

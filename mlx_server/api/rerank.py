@@ -25,6 +25,7 @@ from mlx_server.api.fields import (
     wrong,
 )
 from mlx_server.api.llama import LlamaDialect
+from mlx_server.api.openai import reply_model
 from mlx_server.api.schema import validate
 from mlx_server.errors import RequestError
 from mlx_server.services import RerankRequest, Scores
@@ -93,10 +94,11 @@ class Rerank(LlamaDialect):
         gone = threading.Event()
         http.on_disconnect(gone.set)
         scores = pool.rerank(request, gone.is_set)
+        model = reply_model(request, pool)
+        http.account.embedded(scores.model, scores.num_tokens, asked=request.model)
         if name == "texts":
             return JsonReply(_tei_results(fields, request, scores))
         usage = {"prompt_tokens": scores.num_tokens, "total_tokens": scores.num_tokens}
-        model = request.model if request.model is not None else pool.current_model()
         results = _jina_results(fields, request, scores)
         return JsonReply({"model": model, "object": "list", "usage": usage, "results": results})
 

@@ -40,30 +40,34 @@ def attention(
     columns = keys.shape[2]
     if tokens == 1:
         # It sees everything but what an array hides.
-        mask = None if isinstance(mask, str) else mask
+        hidden = None if isinstance(mask, str) else mask
         if rows * heads * columns < FEW:
             folded = queries.reshape(rows, keys.shape[1], -1, dim)
-            out = mx.fast.scaled_dot_product_attention(folded, keys, values, scale=scale, mask=mask)
+            out = mx.fast.scaled_dot_product_attention(
+                folded, keys, values, scale=scale, mask=hidden
+            )
             return out.reshape(queries.shape)
-        return _attend(queries * scale, keys, values, mask)
+        return _attend(queries * scale, keys, values, hidden)
     queries = queries * scale
     outputs = []
     step = max(16, SCORES // (rows * heads * columns))
     for start in range(0, tokens, step):
-        stop, seen, visible = min(start + step, tokens), mask, columns
+        stop, visible = min(start + step, tokens), columns
+        seen = None
         if isinstance(mask, str):
             visible = columns - tokens + stop
             size = stop - start
             seen = mx.tri(size, visible, visible - size, dtype=mx.bool_)
-        elif mask is not None and mask.ndim == 2:
-            seen = mask[start:stop]
+        elif mask is not None:
+            seen = mask[start:stop] if mask.ndim == 2 else mask
         block = queries[:, :, start:stop]
         outputs.append(_attend(block, keys[:, :, :visible], values[:, :, :visible], seen))
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
 
 def bias(mask: mx.array) -> mx.array:
-    """A boolean mask as one to add; such a one as it is."""
+    """A boolean mask as one to add: 0 where it is true, `HIDDEN` where not; any shape, and one to
+    add comes back as it is."""
     return mx.where(mask, 0.0, HIDDEN) if mask.dtype == mx.bool_ else mask
 
 

@@ -40,7 +40,12 @@ def _exp(t: mx.array) -> mx.array:
 
 
 def exp_below(x: mx.array, top: mx.array) -> mx.array:
-    """e^(x - top) for x ≤ top, by MLX itself where it has a kernel; 0 where x is far below."""
+    """e^(x - top), by MLX itself where it has a kernel.
+
+    Args:
+        x: Any shape; 0 comes of what is far below `top`.
+        top: Broadcast to x, and nowhere below it.
+    """
     return _exp_below(x, top) if slow(x) else mx.exp(x - top)
 
 
@@ -56,7 +61,11 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) · up (arXiv:2002.05202), by MLX itself where it has a kernel."""
+    """silu(gate) · up (arXiv:2002.05202), by MLX itself where it has a kernel.
+
+    Args:
+        gate, up: Of one shape, which is the result's.
+    """
     return _swiglu(gate, up) if slow(gate) else nn.silu(gate) * up
 
 
@@ -66,14 +75,20 @@ def _rms_norm(x: mx.array, weight: mx.array, share: mx.array, eps: mx.array) -> 
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-    """arXiv:1910.07467, by MLX itself where it has a kernel or the rows are many."""
+    """x / √(mean(x²) + eps) · weight over the last axis (arXiv:1910.07467), by MLX itself where
+    it has a kernel or the rows are many.
+
+    Args:
+        x: [..., dim].
+        weight: [dim].
+    """
     if slow(x) and x.size < FEW:
         return _rms_norm(x, weight, mx.array(1 / x.shape[-1]), mx.array(eps))
     return mx.fast.rms_norm(x, weight, eps)
 
 
 def logsumexp(x: mx.array) -> mx.array:
-    """Over the last axis, which stays with one entry; by MLX itself as above."""
+    """log Σ e^x: [..., n] → [..., 1], by MLX itself as above."""
     if not slow(x) or x.size < FEW:
         return mx.logsumexp(x, axis=-1, keepdims=True)
     top = x.max(axis=-1, keepdims=True)
@@ -81,5 +96,5 @@ def logsumexp(x: mx.array) -> mx.array:
 
 
 def slow(x: mx.array) -> bool:
-    """Whether MLX has no kernel for such numbers."""
+    """Whether MLX has no kernel for such numbers: float32 on a CPU, any shape."""
     return x.dtype == mx.float32 and mx.default_device() == mx.cpu

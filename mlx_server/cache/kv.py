@@ -79,20 +79,29 @@ class Slab:
 
     @property
     def num_live(self) -> int:
+        """Slots that a seat holds."""
         return len(self.seats) - self.seats.count(None)
 
     @property
     def num_heads(self) -> int:
+        """Heads of keys and values, as they are stored."""
         return self.layers[0][0].shape[1]
 
     @property
     def nbytes(self) -> int:
+        """Of all its arrays, free slots included."""
         slots = len(self.seats) * self.capacity * len(self.layers)
         return slots * self.storage.bytes_per_token(self.num_heads)
 
 
 @dataclass(slots=True, eq=False)
 class KVSeat(Seat):
+    """A seat and its slot.
+
+    Attributes:
+        slab, slot: Where its keys and values are; `reserve` may change both.
+    """
+
     slab: Slab = field(kw_only=True)
     slot: int = field(kw_only=True)
 
@@ -272,7 +281,9 @@ class KVCache(Cache):
 
     def _capacity(self, length: int, num_tokens: int) -> int:
         """Of the slot that it gets: plain ones end where it is quantised."""
-        return capacity_for(num_tokens if length >= self._start else min(num_tokens, self._start))
+        return capacity_for(
+            num_tokens if length >= self._start else int(min(num_tokens, self._start))
+        )
 
     def _stays(self, seat: KVSeat, num_tokens: int) -> bool:
         need = num_tokens if seat.length >= self._start else min(num_tokens, self._start)

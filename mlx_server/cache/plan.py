@@ -102,6 +102,7 @@ class Chunk:
 
     @property
     def end(self) -> int:
+        """Tokens of its sequence that are stored behind the step."""
         return self.offset + self.stop - self.start
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
@@ -111,6 +112,14 @@ class Chunk:
             array[self.slot : self.slot + 1, :, self.offset : self.end] = entry
 
     def mask(self, window: int | None) -> mx.array | str | None:
+        """What each of its queries sees of the view from `begin` on.
+
+        Args:
+            window: Tokens that a query sees, its own included; None: all.
+
+        Returns:
+            As of `Storage.attend`: a mask [tokens, columns], "causal", or None for one token.
+        """
         if window is not None and self.end > window:
             query = mx.arange(self.offset, self.end)[:, None]
             column = mx.arange(self.begin(window), self.end)
@@ -118,6 +127,7 @@ class Chunk:
         return None if self.stop - self.start == 1 else "causal"
 
     def begin(self, window: int | None) -> int:
+        """The first column of its sequence that any of its queries sees."""
         return 0 if window is None else max(0, self.offset - window + 1)
 
     def attend(
@@ -215,12 +225,12 @@ class StepPlan:
             group.write(layer, keys[rows], values[rows])
             out = group.attend(layer, queries[rows], mask, begin, scale)
             outputs.append(out.reshape(out.shape[0], -1))
-        for chunk, mask in zip(self.chunks, chunk_masks, strict=True):
+        for chunk, chunk_mask in zip(self.chunks, chunk_masks, strict=True):
             tokens = slice(chunk.start, chunk.stop)
             # [tokens, heads, 1, dim] → [1, heads, tokens, dim]
             q, k, v = (a[tokens].transpose(2, 1, 0, 3) for a in (queries, keys, values))
             chunk.write(layer, k, v)
-            out = chunk.attend(layer, q, mask, window, scale)
+            out = chunk.attend(layer, q, chunk_mask, window, scale)
             outputs.append(out[0].transpose(1, 0, 2).reshape(chunk.stop - chunk.start, -1))
         if self.spare:
             outputs.append(mx.zeros((self.spare, outputs[0].shape[1]), outputs[0].dtype))

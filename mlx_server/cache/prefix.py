@@ -83,7 +83,7 @@ class PrefixCache:
         max_bytes, max_entries: Bounds of what it holds.
     """
 
-    def __init__(self, cache: Cache, max_bytes: float, max_entries: int) -> None:
+    def __init__(self, cache: Cache, max_bytes: float, max_entries: float) -> None:
         self.cache = cache
         self.max_bytes = max_bytes
         self.max_entries = max_entries
@@ -109,12 +109,21 @@ class PrefixCache:
 
     def holding(self, tokens: np.ndarray, adapters: Adapters) -> Match | None:
         """The entry that holds the state of the most of `tokens`, from the first on; None if
-        nothing is known of them."""
+        nothing is known of them.
+
+        Args:
+            tokens: int32 [n]; unlike in `find`, all of them may be known.
+        """
         match = self._best(tokens, adapters, len(tokens))
         return match if match is not None and match.length else None
 
     def drop_along(self, tokens: np.ndarray, adapters: Adapters) -> None:
-        """Drop every entry that holds nothing but the beginning of `tokens`."""
+        """Drop every entry that holds nothing but the beginning of `tokens`.
+
+        Args:
+            tokens: int32 [n].
+            adapters: Only entries that were computed under them.
+        """
         for entry in list(self._entries):
             if entry.adapters == adapters and common_prefix(entry.tokens, tokens) == len(
                 entry.tokens
@@ -199,6 +208,7 @@ class PrefixCache:
         return entry.seat
 
     def drop(self, entry: Prefix) -> None:
+        """Forget an entry and close its seat."""
         self.cache.close(self.take(entry))
 
     def evict(self, spare: Prefix | None = None) -> bool:
@@ -211,5 +221,6 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
+        """Drop every entry."""
         for entry in list(self._entries):
             self.drop(entry)

@@ -99,7 +99,14 @@ class Storage(ABC):
 
     @abstractmethod
     def encode(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
-        """The arrays to store."""
+        """The arrays to store.
+
+        Args:
+            keys, values: [rows, kv_heads, tokens, head_dim].
+
+        Returns:
+            As many as `widths` names, [rows, kv_heads, tokens, width] each.
+        """
 
     @abstractmethod
     def attend(
@@ -122,16 +129,25 @@ class Storage(ABC):
         """
 
     def mask(self, seen: mx.array) -> mx.array:
-        """A boolean mask in the form that `attend` takes soonest; made once for all layers."""
+        """A boolean mask in the form that `attend` takes soonest; made once for all layers.
+
+        Args:
+            seen: bool, [rows, 1, 1, columns] or [tokens, columns].
+        """
         return seen
 
     def bytes_per_token(self, num_kv_heads: int) -> int:
-        """Of one layer."""
+        """Bytes that one token takes in one layer, keys and values together."""
         return num_kv_heads * sum(width * dtype.size for width, dtype in self.widths)
 
 
 class Plain(Storage):
-    """Keys and values as the model computes them."""
+    """Keys and values as the model computes them.
+
+    Args:
+        head_dim: Numbers of a head.
+        dtype: The type that the model computes them in.
+    """
 
     def __init__(self, head_dim: int, dtype: mx.Dtype) -> None:
         self.widths = [(head_dim, dtype)] * 2
@@ -162,7 +178,14 @@ class Plain(Storage):
 class Quantized(Storage):
     """Keys and values in `bits` bits, scaled in groups along the head, as in mlx-lm.
 
-    Attention multiplies with them as they are; nothing is ever unpacked as a whole.
+    Attention multiplies with them as they are; nothing is ever unpacked as a whole. Three
+    arrays each: packed uint32, scales, biases (`mx.quantize`).
+
+    Args:
+        head_dim: Numbers of a head, a multiple of the group size.
+        dtype: Of the scales and biases.
+        bits: Of one number.
+        group_size: Neighbours that share a scale and a bias.
     """
 
     def __init__(self, head_dim: int, dtype: mx.Dtype, bits: int, group_size: int) -> None:
@@ -200,6 +223,7 @@ class Quantized(Storage):
         return self._product(scores, stored[3:], transpose=False).reshape(shape)
 
     def _product(self, x: mx.array, quantized: Sequence[mx.array], *, transpose: bool) -> mx.array:
+        packed, scales, biases = quantized
         return mx.quantized_matmul(
-            x, *quantized, transpose=transpose, group_size=self.group_size, bits=self.bits
+            x, packed, scales, biases, transpose, group_size=self.group_size, bits=self.bits
         )

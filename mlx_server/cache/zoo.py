@@ -60,9 +60,11 @@ class Group:
     quantized: bool = False
 
     def members(self) -> list[ZooSeat]:
+        """The seats that sit here now; those that have moved on are not among them."""
         return [seat for seat in self.seats if seat.group is self]
 
     def seat_all(self, seats: Sequence[ZooSeat]) -> None:
+        """Make these its seats, in this order: row i of the caches is seat i."""
         self.seats = list(seats)
         for index, seat in enumerate(self.seats):
             seat.group, seat.order = self, (self.number, index)
@@ -143,14 +145,16 @@ class ZooCache(Cache):
         return seat
 
     def fork(self, seat: Seat, length: int, num_tokens: int, expected: int = 1) -> ZooSeat:
-        group = _group(seat)
+        seat = _own(seat)
+        group = seat.group
         new = ZooSeat(length)
         self._promise(new, num_tokens)
         self._house(new, group.copied(seat, length, num_tokens), quantized=group.quantized)
         return new
 
     def reserve(self, seat: Seat, num_tokens: int) -> None:
-        group = _group(seat)
+        seat = _own(seat)
+        group = seat.group
         if num_tokens > seat.room:
             if not seat.room:
                 # Kept until now: mlx-lm would copy what is stored to make room for a step.
@@ -164,6 +168,7 @@ class ZooCache(Cache):
             ServerError: The architecture's state cannot go back; close the seat
                 and compute its tokens again.
         """
+        seat = _own(seat)
         surplus = seat.length - length
         if surplus <= 0:
             return
@@ -174,7 +179,8 @@ class ZooCache(Cache):
         seat.length = length
 
     def keep(self, seat: Seat) -> None:
-        group = _group(seat)
+        seat = _own(seat)
+        group = seat.group
         held = zoo_state.nbytes(group.caches)
         if group.batched or held > seat.nbytes or zoo_state.is_loose(group.caches, seat.length):
             self._move_out(seat, room=0)
@@ -183,14 +189,15 @@ class ZooCache(Cache):
         seat.room, seat.nbytes = 0, held
 
     def close(self, seat: Seat) -> None:
-        assert isinstance(seat, ZooSeat)
+        seat = _own(seat)
         if seat.group is not None:
             self._promised -= seat.nbytes
             seat.group.release(seat)
 
     def export(self, seat: Seat, length: int) -> Exported:
         """Every array that mlx-lm's caches hold, under "layer.attribute"."""
-        group = _group(seat)
+        seat = _own(seat)
+        group = seat.group
         arrays, leaves = zoo_export.pack(group.copied(seat, length, 0))
         return arrays, {"leaves": leaves, **self._layout(quantized=group.quantized)}
 
@@ -221,7 +228,7 @@ class ZooCache(Cache):
         return {"cache": "mlx-lm", "storage": storage}
 
     def reusable(self, seat: Seat, length: int) -> int:
-        group, length = _group(seat), min(length, seat.length)
+        group, length = _own(seat).group, min(length, seat.length)
         if length < seat.length and seat.length > self.reach:
             return 0
         # What a sequence computes before `start` it computes with plain keys and values.
@@ -323,9 +330,9 @@ class ZooCache(Cache):
         self._house(seat, caches, quantized=group.quantized)
 
 
-def _group(seat: Seat) -> Group:
+def _own(seat: Seat) -> ZooSeat:
     assert isinstance(seat, ZooSeat)
-    return seat.group
+    return seat
 
 
 def _shortest(group: Group) -> int:

@@ -23,6 +23,7 @@ class RowQuantizedKVCache(QuantizedKVCache):
 
     @classmethod
     def merge(cls, caches: Sequence[QuantizedKVCache]) -> BatchQuantizedKVCache:
+        """Rows, each of one sequence, as one batch."""
         return BatchQuantizedKVCache.merge(caches)
 
     def size(self) -> int:
@@ -50,7 +51,8 @@ class BatchQuantizedKVCache(BatchKVCache):
         )
         if self.keys is None or end > self.keys[0].shape[2]:
             self._grow(new, end - start)
-        for stored, pieces in zip((self.keys, self.values), new, strict=True):
+        held: Any = (self.keys, self.values)
+        for stored, pieces in zip(held, new, strict=True):
             for array, piece in zip(stored, pieces, strict=True):
                 array[..., start:end, :] = piece
         self._idx = end
@@ -66,9 +68,11 @@ class BatchQuantizedKVCache(BatchKVCache):
         self.keys, self.values = room
 
     def keys_and_values(self) -> tuple[Any, Any]:
+        """What is stored: triples [rows, heads, tokens, width], padding included."""
         return tree_map(lambda array: array[..., : self._idx, :], (self.keys, self.values))
 
     def finalize(self) -> None:
+        """Called by mlx-lm after a prompt. Raises NotImplementedError for padding on the right."""
         if self._right_padding is not None:
             raise NotImplementedError("Rows are padded on the left.")
 
@@ -96,10 +100,13 @@ class BatchQuantizedKVCache(BatchKVCache):
         self._idx = end
 
     def empty_row(self) -> RowQuantizedKVCache:
+        """A cache of one sequence that is quantised alike and holds nothing."""
         return RowQuantizedKVCache(self.group_size, self.bits)
 
     def extract(self, idx: int) -> RowQuantizedKVCache:
-        row, start = self.empty_row(), self.left_padding[idx].item()
+        """A copy of row `idx`, without its padding."""
+        padding: Any = self.left_padding[idx].item()
+        row, start = self.empty_row(), padding
         own, columns = slice(idx, idx + 1), slice(start, self._idx)
         row.keys, row.values = tree_map(
             lambda array: mx.contiguous(array[own, :, columns]), (self.keys, self.values)
@@ -109,6 +116,7 @@ class BatchQuantizedKVCache(BatchKVCache):
 
     @classmethod
     def merge(cls, caches: Sequence[QuantizedKVCache]) -> BatchQuantizedKVCache:
+        """One batch of rows [1, heads, tokens, width], padded on the left to the longest."""
         longest = max(cache.offset for cache in caches)
         padding = [longest - cache.offset for cache in caches]
         merged = cls(padding, caches[0].group_size, caches[0].bits)
@@ -146,7 +154,7 @@ def _quantised(cache: Any, quantization: Quantization) -> Any:
     if not isinstance(cache, KVCache):
         return cache
     group_size, bits = quantization.group_size, quantization.bits
-    new = RowQuantizedKVCache(group_size, bits)
+    new: Any = RowQuantizedKVCache(group_size, bits)
     new.offset = cache.offset
     if cache.keys is not None:
         new.keys = mx.quantize(cache.keys, group_size=group_size, bits=bits)

@@ -36,6 +36,7 @@ COPY_STEP = 64
 
 
 def up_to_multiple(num_tokens: int, step: int) -> int:
+    """The smallest multiple of `step` that is no less."""
     return -(-num_tokens // step) * step
 
 
@@ -48,12 +49,13 @@ def leaves(caches: Iterable[Any]) -> list[Any]:
 
 
 def state_arrays(caches: Iterable[Any]) -> list[mx.array]:
-    """Every array that mlx-lm's caches hold."""
-    flat = tree_flatten([cache.state for cache in caches])
+    """Every array that mlx-lm's caches hold, of whatever shape their kind has."""
+    flat: Any = tree_flatten([cache.state for cache in caches])
     return [value for _, value in flat if isinstance(value, mx.array)]
 
 
 def nbytes(caches: Iterable[Any]) -> int:
+    """Bytes of the caches' arrays, room that is not used yet included."""
     return sum(array.nbytes for array in state_arrays(caches))
 
 
@@ -98,10 +100,10 @@ def copy_row(cache: Any, index: int, stored: int, length: int, room: int) -> Any
     if isinstance(cache, RotatingKVCache):
         return _copy_window(cache, stored, length)
     if isinstance(cache, ChunkedKVCache):
-        new, held = copy.copy(cache), length - cache.start_position
-        new.keys, new.values = _columns((cache.keys, cache.values), 0, 0, held, held)
-        new.offset = length
-        return new
+        chunked, held = copy.copy(cache), length - cache.start_position
+        chunked.keys, chunked.values = _columns((cache.keys, cache.values), 0, 0, held, held)
+        chunked.offset = length
+        return chunked
     return copy.deepcopy(cache)
 
 
@@ -140,13 +142,16 @@ def _copy_states(cache: ArraysCache, index: int) -> ArraysCache:
 
 
 def _window_of_row(
-    cache: BatchRotatingKVCache, index: int, stored: int, length: int
+    cache: Any,  # a BatchRotatingKVCache: mlx-lm's says that its keys are None
+    index: int,
+    stored: int,
+    length: int,
 ) -> RotatingKVCache:
     """In temporal order, without the padding on its left."""
     new, own = RotatingKVCache(cache.max_size), slice(index, index + 1)
     keys, values, end = cache.keys[own], cache.values[own], cache._idx
     if cache.rotated:
-        keys, values = (mx.roll(array, -end, axis=2) for array in (keys, values))
+        keys, values = (mx.roll(array, -end, 2) for array in (keys, values))
         end = cache.max_size
     held = min(stored, cache.max_size)
     kept = held - (stored - length)
@@ -201,7 +206,9 @@ def is_loose(caches: Iterable[Any], length: int) -> bool:
             held = length - leaf.start_position
         elif not isinstance(leaf, KVCache | QuantizedKVCache):
             continue
-        keys = leaf.keys[0] if isinstance(leaf, QuantizedKVCache) else leaf.keys
+        keys: Any = leaf.keys
+        if isinstance(leaf, QuantizedKVCache) and keys is not None:
+            keys = keys[0]
         if keys is not None and keys.shape[2] - up_to_multiple(held, COPY_STEP) > held // 8:
             return True
     return False
@@ -217,11 +224,11 @@ def keep_rows(cache: Any, indices: Sequence[int], stored: Sequence[int]) -> None
             keep_rows(part, indices, stored)
     elif isinstance(cache, BatchKVCache) and cache.keys is not None:
         padding = [cache._idx - length for length in stored]
-        least, rows = min(padding), mx.array(indices)
+        least, rows = min(padding), mx.array(list(indices))
         arrays = (cache.keys, cache.values)
         cache.keys, cache.values = tree_map(lambda array: array[:, :, least:][rows], arrays)
         cache.left_padding = mx.array([amount - least for amount in padding])
         cache.offset = mx.array(list(stored))
         cache._idx -= least
     else:
-        cache.filter(mx.array(indices))
+        cache.filter(mx.array(list(indices)))

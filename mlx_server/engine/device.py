@@ -49,12 +49,29 @@ def choose(description: str | None) -> None:
     mx.set_default_device(mx.Device(device, index))
 
 
+def name(description: str | None) -> str:
+    """What the chosen device calls itself, and its kind; from any thread.
+
+    Args:
+        description: As for `choose`, which has found the device.
+    """
+    kind, _, number = (description or "auto").partition(":")
+    device = mx.default_device()
+    if kind != "auto":
+        device = mx.Device(mx.cpu if kind == "cpu" else mx.gpu, int(number or 0))
+    told = "CPU" if device.type == mx.cpu else "GPU"
+    try:
+        return f"{mx.device_info(device)['device_name']} ({told})"
+    except (KeyError, RuntimeError, ValueError):
+        return told  # a build that does not tell
+
+
 def prepare() -> None:
     """Called once, on the engine thread."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     limit = mx.device_info().get("max_recommended_working_set_size")
     if limit is not None and mx.metal.is_available():
-        mx.set_wired_limit(limit)
+        mx.set_wired_limit(int(limit))
     mx.set_cache_limit(max(int(_total_memory() * SPARE_SHARE), 2**28))
     _check_compiler()
 
@@ -100,4 +117,4 @@ def _total_memory() -> int:
     total = next((info[key] for key in keys if info.get(key)), None)
     if total is None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total
+    return int(total)

@@ -46,6 +46,7 @@ class Job(ABC):
 
     @property
     def done(self) -> bool:
+        """Whether every input has its result."""
         return all(result is not None for result in self.results)
 
     @abstractmethod
@@ -62,6 +63,7 @@ class Job(ABC):
 
 
 def engine_of(engines: Mapping[str, Any], name: str) -> Any:
+    """The engine of that name. Raises Unavailable: its model was unloaded."""
     if name not in engines:
         raise Unavailable("The model was unloaded; try again.", retry_after=1)
     return engines[name]

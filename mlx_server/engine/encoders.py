@@ -17,6 +17,7 @@ from mlx_server.errors import NotSupported, Unavailable
 from mlx_server.exchange import EngineRequest, SlotState
 from mlx_server.models import encoder
 from mlx_server.models.encoder import Encoder, EncoderRow
+from mlx_server.progress import UNTOLD, Progress
 from mlx_server.services import Pooling
 
 _HELD = ("running", "waiting", "kv_tokens", "kv_bytes", "kv_budget_bytes")
@@ -43,15 +44,19 @@ class EncoderEngine:
         self.chunk_size = chunk_size
 
     def add(self, request: EngineRequest) -> None:
+        """Raises NotSupported: an encoder generates nothing."""
         raise NotSupported("This model is an embedding model; it generates no text.")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
+        """There is never anything to drop."""
         pass
 
     def holds(self, request_id: str) -> bool:
+        """It never holds a request."""
         return False
 
     def drop_all(self) -> list[str]:
+        """There is never anything to give up."""
         return []
 
     def stats(self) -> dict[str, float]:
@@ -59,15 +64,19 @@ class EncoderEngine:
         return self.counts() | dict.fromkeys(_HELD, 0)
 
     def counts(self) -> dict[str, float]:
+        """Counters that stay at 0, so that sums over engines go through."""
         return asdict(Counters())
 
     def slot_states(self) -> list[SlotState]:
+        """It has no slots."""
         return []
 
     def step(self) -> Outputs:
+        """A step without rows."""
         return {}
 
     def launch(self) -> None:
+        """There is never a pass on its way."""
         pass
 
 
@@ -132,16 +141,24 @@ class EncoderInfo:
     can_rank: bool
 
 
-def load_encoder(engines: dict[str, Any], path: Path, *, name: str, chunk_size: int) -> EncoderInfo:
+def load_encoder(
+    engines: dict[str, Any],
+    path: Path,
+    *,
+    name: str,
+    chunk_size: int,
+    progress: Progress = UNTOLD,
+) -> EncoderInfo:
     """Load the encoder in `path` and put an engine for it into `engines`; on the engine thread.
 
     Args:
         chunk_size: --prefill-chunk-size.
+        progress: Is told how far it is.
 
     Raises:
         ModelLoadError: One line that names the mend.
     """
-    loaded = encoder.load(path, name=name)
+    loaded = encoder.load(path, name=name, progress=progress)
     model = loaded.model
     engines[name] = EncoderEngine(model, chunk_size)
     return EncoderInfo(

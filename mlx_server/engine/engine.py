@@ -41,7 +41,11 @@ Outputs = dict[str, StepOutput]
 
 
 class Engine:
-    """Runs one model's sequences in one batch.
+    """Runs one model's sequences in one batch. On one thread; `stats` and `counts` from any.
+
+    Args:
+        model: With its cache, which is this engine's alone from here on.
+        limits: What it may use.
 
     Attributes:
         max_tokens: The longest sequence that context and memory budget allow.
@@ -133,6 +137,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether there is anything to step for: sequences, or a pass on its way."""
         return self.scheduler.busy or self._flight is not None
 
     @property
@@ -142,18 +147,22 @@ class Engine:
 
     @property
     def num_running(self) -> int:
+        """Sequences that have a place."""
         return len(self.scheduler.running)
 
     @property
     def num_waiting(self) -> int:
+        """Sequences that wait for one."""
         return len(self.scheduler.waiting)
 
     @property
     def counters(self) -> Counters:
+        """What it has done since it was made."""
         return self.recorder.counters
 
     @property
     def num_steps(self) -> int:
+        """Passes of the model that it has built."""
         return self.counters.steps
 
     @property

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+from mlx_server.engine import reports
 from mlx_server.engine.engine import Engine
+from mlx_server.services import RowInfo
 
 
 class Engines(dict[str, Engine]):
-    """Changed on the engine thread only; `stats` is for any thread."""
+    """Changed on the engine thread only; `stats` and `rows` are for any thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,3 +32,10 @@ class Engines(dict[str, Engine]):
             for engine in list(self.values()):
                 total.update(engine.stats())
         return total
+
+    def rows(self) -> list[RowInfo]:
+        """The sequences that run just now, model by model, by their slots."""
+        # An encoder stands among them without a scheduler.
+        engines = [(name, e) for name, e in list(self.items()) if isinstance(e, Engine)]
+        found = [row for name, engine in engines for row in reports.rows(engine.scheduler, name)]
+        return sorted(found, key=lambda row: (row.model, -1 if row.slot is None else row.slot))

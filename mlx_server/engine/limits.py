@@ -67,6 +67,11 @@ class Limits:
 
     @classmethod
     def of(cls, config: Config) -> Limits:
+        """What the settings allow; None stays "no bound" or "decide by what is there".
+
+        Raises:
+            ModelLoadError: The settings about quantised keys and values contradict each other.
+        """
         return cls(
             max_batch_size=config.parallel or config.max_batch_size,
             context_length=config.ctx_size or None,
@@ -92,6 +97,7 @@ class Limits:
 
 
 def bound(limit: int | None) -> float:
+    """A limit to compare with; None is infinity."""
     return float("inf") if limit is None else limit
 
 
@@ -123,6 +129,7 @@ def check_slot(slot: int, num_slots: int) -> None:
 
 
 def no_room(prompt_tokens: int, max_tokens: int) -> str:
+    """The message for a prompt that the memory for keys and values does not hold; in tokens."""
     return (
         f"The prompt has {prompt_tokens} tokens, but the memory for keys and values holds "
         f"{max_tokens} with the reply. Shorten the prompt, or start the server with a larger "

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -21,6 +21,7 @@ from mlx_server.models.base import ServedModel
 from mlx_server.models.lora import AdapterBank
 from mlx_server.models.model_config import context_length, hidden_size
 from mlx_server.models.overrides import RopeOverrides
+from mlx_server.progress import UNTOLD, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class EngineInfo:
         context_length: Tokens that fit a request; `trained_length`: what it was made for.
         kv_tokens: The longest sequence that `kv_bytes` hold.
         sampling: Defaults of its generation_config.json.
+        bits: Of a quantised weight, as most layers have it; None: they are not quantised.
     """
 
     vocab_size: int
@@ -43,6 +45,7 @@ class EngineInfo:
     kv_tokens: int
     eos_token_ids: tuple[int, ...]
     sampling: Mapping[str, Any]
+    bits: int | None = None
 
 
 def load_engine(
@@ -55,6 +58,7 @@ def load_engine(
     trust_remote_code: bool,
     rope: RopeOverrides | None = None,
     control: loader.Control | None = None,
+    progress: Progress = UNTOLD,
 ) -> EngineInfo:
     """Load the model in `path` and put an engine for it into `engines`.
 
@@ -62,12 +66,18 @@ def load_engine(
         limits: Its memory budget, given or automatic, is shared by `max_models` models.
         rope: Rotary positions other than the model's own.
         control: Control vectors to add.
+        progress: Is told how far it is.
 
     Raises:
         ModelLoadError: One line that names the mend.
     """
     loaded = loader.load(
-        path, name=name, trust_remote_code=trust_remote_code, rope=rope, control=control
+        path,
+        name=name,
+        trust_remote_code=trust_remote_code,
+        rope=rope,
+        control=control,
+        progress=progress,
     )
     bank = AdapterBank(loaded.model)
     try:
@@ -102,6 +112,7 @@ def load_engine(
         kv_tokens=engine.max_tokens,
         eos_token_ids=loaded.eos_token_ids,
         sampling=loaded.generation_config,
+        bits=(loaded.config.get("quantization") or {}).get("bits"),
     )
 
 
@@ -110,9 +121,9 @@ def _served(
 ) -> ServedModel:
     context = context_length(loaded.config)
     if loaded.module_kind == "ours":
-        from mlx_server.models.llama import LlamaModel
+        from mlx_server.models.llama import LlamaModel, Model
 
-        return LlamaModel(loaded.model, context, bank, quantization)
+        return LlamaModel(cast(Model, loaded.model), context, bank, quantization)
     from mlx_server.models.zoo import ZooModel
 
     return ZooModel(loaded.model, loaded.config, context, bank, quantization)

@@ -49,6 +49,7 @@ class Recorder:
         self._landed_at = 0.0
 
     def added(self, sequence: Sequence) -> None:
+        """It was queued just now."""
         sequence.added_at = time.monotonic()
 
     def built(self, flight: Flight, rows: list[Scheduled], began: float) -> None:
@@ -92,6 +93,7 @@ class Recorder:
             self.trace.add(what, time.monotonic(), args=args, thread=_thread(sequence))
 
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
+        """It has ended, wherever it was."""
         if self.trace is None:
             return
         now, tokens = time.monotonic(), len(sequence.tokens) - sequence.num_prompt_tokens

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from mlx_server.core import FinishReason
 from mlx_server.engine.scheduler import Scheduler
 from mlx_server.engine.sequence import Sequence
 from mlx_server.exchange import Candidates, TokenOutput
+from mlx_server.services import RowInfo
 
 
 def report(
@@ -19,6 +22,8 @@ def report(
     origin, sequence.origin = sequence.origin, None
     started_at = None if sequence.announced else sequence.started_at
     sequence.announced = True
+    if token_ids and sequence.first_token_at is None:
+        sequence.first_token_at = time.monotonic()
     return TokenOutput(
         request_id=sequence.request.id,
         index=sequence.index,
@@ -63,3 +68,36 @@ def figures(scheduler: Scheduler) -> dict[str, float]:
         "kv_budget_bytes": 0 if budget == float("inf") else int(budget),
         "kv_tokens": sum(seat.length for seat in seats if seat is not None),
     }
+
+
+def rows(scheduler: Scheduler, model: str) -> list[RowInfo]:
+    """Who runs just now; from any thread, so each may be a step ahead of the other.
+
+    Args:
+        model: The id they are told under.
+    """
+    now = time.monotonic()
+    return [_row(sequence, model, now) for sequence in list(scheduler.running)]
+
+
+def _row(sequence: Sequence, model: str, now: float) -> RowInfo:
+    seat, prompt = sequence.seat, sequence.num_prompt_tokens
+    computed = 0 if seat is None else seat.length
+    # Stored counts what is on its way; what has been reported is there.
+    done = max(sequence.num_prompt_done, sequence.num_cached_tokens)
+    if done >= prompt:  # one that gave up its seat computes it once more
+        done = prompt if sequence.truncated else min(computed, prompt)
+    decoded = len(sequence.tokens) - prompt
+    began, first = sequence.started_at, sequence.first_token_at
+    return RowInfo(
+        slot=sequence.slot,
+        model=model,
+        state="prefill" if done < prompt or computed < sequence.num_given else "decode",
+        num_prompt_tokens=prompt,
+        num_cached_tokens=sequence.num_cached_tokens,
+        num_prompt_done=done,
+        num_decoded=decoded,
+        num_left=max(0, sequence.request.params.max_tokens - decoded),
+        seconds=0.0 if began is None else now - began,
+        speed=(decoded - 1) / (now - first) if first is not None and decoded > 1 else None,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,9 +33,11 @@ class PromptLogprobs:
     found: tuple[mx.array, mx.array, mx.array] | None
 
     def arrays(self) -> list[mx.array]:
+        """What the engine evaluates with the step."""
         return list(self.found or ())
 
     def read(self) -> tuple[Candidates, ...]:
+        """The entries on the host; waits for the device if they are not there yet."""
         # Nothing predicts the first token of a prompt.
         start = (Candidates(None),) if self.first else ()
         return start + (_candidates(*self.found) if self.found else ())
@@ -81,7 +82,11 @@ class Landed:
 
 
 class Runner:
-    """
+    """Builds passes of one model and reads what they brought; nothing else waits for the device.
+
+    Args:
+        model: Whose forward passes they are.
+
     Attributes:
         overlaps: Whether a launched pass runs while the host goes on. On a CPU
             `mx.async_eval` comes back when all but the last few operations are done.
@@ -127,8 +132,9 @@ class Runner:
         brought (`Sequence.deferred`): that has landed.
 
         Args:
+            flight: With its `logits`, [M, V].
             allowed: For those of `flight.sampling` that still are to get a token, which
-                tokens it may be (`Guide.allowed`; None: all).
+                tokens it may be (`Guide.allowed`: uint32 [⌈V / 32⌉]; None: all).
         """
         places = [i for i, s in enumerate(flight.sampling) if s in allowed]
         flight.sampling = [flight.sampling[i] for i in places]
@@ -207,12 +213,14 @@ class Runner:
         candidates: dict[Sequence, Candidates] = {}
         sampled = flight.sampled
         if sampled is not None:
-            token_ids = dict(zip(flight.sampling, sampled.tokens.tolist(), strict=True))
+            drawn: Any = sampled.tokens.tolist()
+            token_ids = dict(zip(flight.sampling, drawn, strict=True))
             for sequence in flight.sampling:
                 sequence.num_pending -= 1
             candidates = _sampled_candidates(flight.sampling, sampled)
             if sampled.mu is not None:
-                for i, mu in zip(sampled.mirostat_rows, sampled.mu.tolist(), strict=True):
+                surprises: Any = sampled.mu.tolist()
+                for i, mu in zip(sampled.mirostat_rows, surprises, strict=True):
                     flight.sampling[i].mu = mu
         return [
             Landed(
@@ -305,10 +313,12 @@ def _sampled_candidates(sampling: list[Sequence], sampled: Sampled) -> dict[Sequ
 def _candidates(
     logprobs: mx.array, top_ids: mx.array | None, top_logprobs: mx.array | None
 ) -> tuple[Candidates, ...]:
-    values: Seq[float] = logprobs.tolist()
+    values: Any = logprobs.tolist()
     if top_ids is None or top_ids.shape[-1] == 0:
         return tuple(Candidates(value) for value in values)
+    ids: Any = top_ids.tolist()
+    tops: Any = top_logprobs.tolist()
     return tuple(
-        Candidates(value, tuple(zip(ids, tops, strict=True)))
-        for value, ids, tops in zip(values, top_ids.tolist(), top_logprobs.tolist(), strict=True)
+        Candidates(value, tuple(zip(row, probs, strict=True)))
+        for value, row, probs in zip(values, ids, tops, strict=True)
     )

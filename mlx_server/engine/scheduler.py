@@ -89,6 +89,7 @@ class Scheduler:
         self.num_shifts = 0
 
     def add(self, sequence: Sequence) -> None:
+        """Queue a sequence behind those that wait."""
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason, *, keep: bool = True) -> None:
@@ -142,6 +143,7 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
+        """Whether any sequence is running or waits."""
         return bool(self.running or self.waiting)
 
     # ------------------------------------------------------------ one step

@@ -53,6 +53,7 @@ class Seating:
     # ------------------------------------------------------------ room
 
     def room(self, sequence: Sequence) -> int:
+        """Tokens that a sequence's seat is opened for: what it has, and some of what may come."""
         room = sequence.num_tokens + min(sequence.num_left, HEADROOM)
         return room if sequence.context is None else min(room, sequence.context)
 

@@ -31,6 +31,7 @@ class TokenBuffer:
         return self._size
 
     def append(self, token_id: int) -> None:
+        """Add a token; a buffer that shares its ids copies them first."""
         if self._size == len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty(max(64, self._size), np.int32)])
         self._ids[self._size] = token_id
@@ -43,6 +44,8 @@ class TokenBuffer:
 
 
 class Status(enum.Enum):
+    """Where a sequence is: in the queue, in a slot, or done with."""
+
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
@@ -81,6 +84,7 @@ class Sequence:
         deferred: Its tokens are chosen when all before are known to the host.
         added_at, started_at: `time.monotonic()` when it came, and when its first step began.
         announced: `started_at` has been reported.
+        first_token_at: `time.monotonic()` when the first token of its reply was known.
         num_failures: Failed steps it was in.
         num_prompt_logprobs, num_prompt_done: Prompt tokens whose log-probabilities,
             or whose computation, have been reported.
@@ -119,6 +123,7 @@ class Sequence:
     added_at: float = 0.0
     started_at: float | None = None
     announced: bool = False
+    first_token_at: float | None = None
 
     def __post_init__(self, prompt: np.ndarray) -> None:
         self.tokens = self.window = TokenBuffer(prompt)
@@ -128,6 +133,7 @@ class Sequence:
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt as it was sent, whatever the window has lost since."""
         return len(self.request.token_ids)
 
     @property
@@ -142,10 +148,12 @@ class Sequence:
 
     @property
     def num_computed(self) -> int:
+        """Tokens of the window whose state is stored, or on its way to be."""
         return self.seat.length if self.seat is not None else 0
 
     @property
     def num_to_compute(self) -> int:
+        """Tokens of the window that a forward pass has still to see."""
         return self.num_tokens - self.num_computed
 
     @property

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import mlx.core as mx
 import numpy as np
@@ -180,7 +180,7 @@ def _write(path: Path, content: Mapping[str, mx.array], metadata: dict[str, str]
             dir=path.parent, prefix=".slot-", suffix=".part", delete=False
         ) as file:
             beside = Path(file.name)
-            mx.save_safetensors(file, dict(content), metadata)
+            mx.save_safetensors(cast(BinaryIO, file), dict(content), metadata)
         size = beside.stat().st_size
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
@@ -198,7 +198,8 @@ def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         raise RequestError(f"There is no saved slot {path.name}.", param="filename")
     try:
         check_safetensors(path)
-        arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+        loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        arrays, metadata = loaded
     except (ModelLoadError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"{path.name} is no saved slot, or only a part of one; save it again.",

@@ -74,6 +74,7 @@ class Slot:
         self.remember(np.zeros(0, np.int32), ())
 
     def state(self) -> SlotState:
+        """What it holds just now, or held last; a copy."""
         past = self.past if self.sequence is None else _past(self.sequence, None)
         if past is None:
             tokens = tuple(self._tokens.tolist())

@@ -40,7 +40,11 @@ class Event:
 
 
 class Trace:
-    """The last events of one engine."""
+    """The last events of one engine; older ones fall out.
+
+    Args:
+        capacity: How many are kept.
+    """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)

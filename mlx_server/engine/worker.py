@@ -15,6 +15,7 @@ from mlx_server.engine.engines import Engines
 from mlx_server.engine.trace import Trace
 from mlx_server.errors import ServerError, Unavailable
 from mlx_server.exchange import EngineRequest, StepOutput
+from mlx_server.services import RowInfo
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ IDLE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Add:
+    """Queue a request with an engine; its outputs go to the outbox."""
+
     engine: str
     request: EngineRequest
     outbox: Outbox
@@ -54,10 +57,12 @@ class Control:
     unless: Callable[[], bool] = lambda: False
 
     def ready(self, engines: Engines) -> bool:
+        """Whether it can be run now, or has to wait for an engine to have nothing to do."""
         engine = engines.get(self.idle or "")
         return engine is None or not engine.busy or self.unless()
 
     def run(self, engines: Engines) -> None:
+        """Run it; its result, or what it raised, goes to the future."""
         try:
             self.future.set_result(self.function(engines))
         except BaseException as error:
@@ -66,6 +71,8 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    """End the thread, and every request with an error."""
+
     pass
 
 
@@ -96,6 +103,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
+        """Start the engine thread; commands that came before are not lost."""
         self._thread.start()
 
     @property
@@ -114,6 +122,10 @@ class Worker:
     def stats(self) -> dict[str, float]:
         """What the engines count, summed over them, and what the device's memory holds."""
         return {**self._engines.stats(), **device.memory()}
+
+    def rows(self) -> list[RowInfo]:
+        """The sequences that run just now, without asking the engine thread for them."""
+        return self._engines.rows()
 
     def submit(self, engine: str, requests: Sequence[EngineRequest], outbox: Outbox) -> None:
         """Queue requests that belong together, all or none; their outputs arrive in the outbox.
@@ -134,6 +146,8 @@ class Worker:
             self._put(*(Add(engine, request, outbox) for request in requests))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request, or its sequence `index`, from any thread; at the start of the next step.
+        Unknown ids are ignored, and its outbox gets nothing more."""
         self._inbox.put(Abort(request_id, index))
 
     def call(

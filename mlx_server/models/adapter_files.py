@@ -56,7 +56,9 @@ class Magnitude:
 
     @classmethod
     def of(cls, linear: nn.Module, a: mx.array, b: mx.array, m: mx.array) -> Magnitude:
-        """Evaluated before it returns, so that no graph holds on to the weight."""
+        """Of a layer W [O, D], plain or quantised, with the factors A [D, R] and B [R, O] and the
+        trained magnitudes [O]. Evaluated before it returns, so that no graph holds on to the
+        weight."""
         a, b = a.astype(mx.float32), b.astype(mx.float32)
         parts = []
         for start in range(0, linear.weight.shape[0], NORM_ROWS):
@@ -139,7 +141,8 @@ def read_adapter(path: Path) -> AdapterFile:
         )
     check_safetensors(weights_file)
     scale, rank = _parameters(config, config_file)
-    tensors = _by_module(mx.load(str(weights_file)), dora=kind == "dora", path=weights_file)
+    arrays: Any = mx.load(str(weights_file))
+    tensors = _by_module(arrays, dora=kind == "dora", path=weights_file)
     return AdapterFile(path, kind == "dora", scale, rank, tensors)
 
 

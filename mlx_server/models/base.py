@@ -16,12 +16,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_server.cache.base import Cache, Seat
 from mlx_server.core import AdapterScale
 from mlx_server.errors import NotSupported
+
+if TYPE_CHECKING:
+    from mlx_server.models.lora import AdapterBank
 
 
 @dataclass(slots=True)
@@ -50,12 +55,16 @@ class ServedModel(ABC):
         vocab_size: Width of the logits.
         context_length: Tokens that fit, prompt and reply together.
         nbytes: Bytes of the weights.
+        module: What holds them.
+        bank: The adapters that are loaded over it; None: it takes none.
     """
 
     cache: Cache
     vocab_size: int
     context_length: int
     nbytes: int
+    module: nn.Module
+    bank: AdapterBank | None
 
     @abstractmethod
     def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_server.errors import ModelLoadError, NotSupported
 from mlx_server.models.embedding_files import dense_files, own_pooling
@@ -36,7 +35,10 @@ from mlx_server.models.model_files import (
     read_json,
     weight_files,
 )
+from mlx_server.models.parameters import parameters
+from mlx_server.models.read_in import read_in
 from mlx_server.models.registry import ENCODERS, mlx_lm_utils
+from mlx_server.progress import UNTOLD, Progress
 from mlx_server.services import Pooling
 
 
@@ -55,6 +57,11 @@ class EncoderRow:
 class Encoder:
     """A loaded encoder. Made and used on the engine thread only.
 
+    Args:
+        path: Its folder.
+        config: Its config.json.
+        weights: By the checkpoint's names.
+
     Attributes:
         vocab_size: Token ids are below it.
         context_length: Tokens that fit an input.
@@ -63,6 +70,9 @@ class Encoder:
         pads: Whether rows of different lengths may be padded to one: a row's vector is then
             the same in any company.
         nbytes, num_parameters: Of the weights.
+
+    Raises:
+        ModelLoadError: mlx-embeddings is not installed, or the weights do not fit.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], weights: Weights) -> None:
@@ -85,7 +95,7 @@ class Encoder:
         modules = [
             m for m in (self._body, self._head, *(m for m, _ in self._dense)) if m is not None
         ]
-        found = [value for m in modules for _, value in tree_flatten(m.parameters())]
+        found = [value for m in modules for _, value in parameters(m)]
         mx.eval(found)
         self.embedding_size = (
             self._dense[-1][0].weight.shape[0] if self._dense else int(config["hidden_size"])
@@ -95,6 +105,7 @@ class Encoder:
 
     @property
     def can_rank(self) -> bool:
+        """Whether its head gives one number: a score, and no classes."""
         return self.num_labels == 1
 
     # ------------------------------------------------------------ a batch
@@ -120,7 +131,7 @@ class Encoder:
             )
         hidden, lengths = self._hidden(rows)
         # transformers' default; only ModernBERT has the setting.
-        pooling = "mean" if self._config.get("classifier_pooling") == "mean" else "cls"
+        pooling: Pooling = "mean" if self._config.get("classifier_pooling") == "mean" else "cls"
         pooled = _pooled(hidden.astype(mx.float32), lengths, pooling)
         return self._head(pooled.astype(hidden.dtype)).astype(mx.float32)[:, 0]
 
@@ -192,7 +203,7 @@ class Encoder:
             nn.Linear(size, labels, bias=f"{family.out}.bias" in weights),
             family.tanh,
         )
-        own = {}
+        own: Weights = {}
         for name, part in (("dense", family.dense), ("norm", family.dense_norm)):
             if part:
                 own |= renamed(weights, part, name)
@@ -209,7 +220,7 @@ class Encoder:
             if not own:
                 file = entry.folder / "model.safetensors"
                 check_safetensors(file)
-                own = mx.load(str(file))
+                own = _loaded(file)
             own = {name.removeprefix("linear."): value for name, value in own.items()}
             if "weight" not in own:
                 raise ModelLoadError(f"{entry.folder} has no linear.weight; fetch it again.")
@@ -252,8 +263,11 @@ def check(path: Path, *, name: str) -> None:
         raise ModelLoadError(f"Cannot load {name}: {error.message}") from error
 
 
-def load(path: Path, *, name: str) -> LoadedEncoder:
+def load(path: Path, *, name: str, progress: Progress = UNTOLD) -> LoadedEncoder:
     """Load the encoder in the folder `path`; the thread that calls owns its arrays.
+
+    Args:
+        progress: Is told how many bytes of the weights are there.
 
     Raises:
         ModelLoadError: One line that says what is wrong and how to mend it.
@@ -263,11 +277,16 @@ def load(path: Path, *, name: str) -> LoadedEncoder:
         family = FAMILIES[ENCODERS[config["model_type"]]]
         weights: Weights = {}
         for file in files:
-            weights |= mx.load(str(file))
+            weights |= _loaded(file)
+        read_in(weights.values(), f"loading {name}", progress)
         weights = {own_name(name, family): value for name, value in weights.items()}
         return LoadedEncoder(Encoder(path, config, weights), pooling)
     except ModelLoadError as error:
         raise ModelLoadError(f"Cannot load {name}: {error.message}") from error
+
+
+def _loaded(file: Path) -> Weights:
+    return cast(Weights, mx.load(str(file)))
 
 
 def _inspect(path: Path) -> tuple[dict[str, Any], list[Path], Pooling | None]:

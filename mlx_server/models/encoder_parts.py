@@ -69,7 +69,14 @@ FAMILIES: Mapping[str, Family] = {
 
 
 class Head(nn.Module):
-    """A cross-encoder's: dense, activation, norm where there is one, projection to a score."""
+    """A cross-encoder's: dense, activation, norm where there is one, projection to a score.
+
+    Args:
+        dense: [hidden] → [hidden].
+        norm: Of its output; None: there is none.
+        out: [hidden] → [labels].
+        tanh: The activation; else GELU.
+    """
 
     def __init__(self, dense: nn.Linear, norm: nn.LayerNorm | None, out: nn.Linear, tanh: bool):
         super().__init__()
@@ -153,6 +160,7 @@ def fill(module: nn.Module, weights: Weights, config: Mapping[str, Any]) -> None
 
 
 def part_of(module: nn.Module, name: str) -> nn.Module:
+    """A part of a module by its dotted name, as in "encoder.layer"."""
     for step in name.split("."):
         module = getattr(module, step)
     return module

@@ -11,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+
+from mlx_server.models.parameters import parameters
 
 SAMPLE = 256
 """Numbers of each array that are read."""
@@ -40,7 +41,8 @@ def adapter_fingerprint(module: nn.Module, name: str) -> str | None:
     Args:
         name: As in `AdapterBank.load`.
     """
-    arrays, scales = {}, []
+    arrays: dict[str, mx.array] = {}
+    scales: list[tuple[str, float]] = []
     for path, wrapper in _wrappers(module):
         factors = wrapper.table.factors.get(name)
         if factors is not None:
@@ -50,8 +52,8 @@ def adapter_fingerprint(module: nn.Module, name: str) -> str | None:
 
 
 def _settings(module: nn.Module) -> Any:
-    args = getattr(module, "args", None)
-    if is_dataclass(args):
+    args: Any = getattr(module, "args", None)
+    if is_dataclass(args) and not isinstance(args, type):
         return asdict(args)
     return vars(args) if hasattr(args, "__dict__") else repr(args)
 
@@ -73,7 +75,7 @@ def _base_weights(module: nn.Module) -> dict[str, mx.array]:
     # The innermost first: a wrapper may stand within another's layer.
     prefixes = sorted(inner, key=len, reverse=True)
     weights = {}
-    for name, array in tree_flatten(module.parameters()):
+    for name, array in parameters(module):
         for prefix in prefixes:
             if name.startswith(prefix):
                 name = inner[prefix] + name.removeprefix(prefix)

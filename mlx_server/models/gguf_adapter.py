@@ -58,7 +58,7 @@ def read_gguf_adapter(path: Path, args: Any) -> AdapterFile:
         heads = rotary_heads(vars(args))
     alpha = header.metadata.get("adapter.lora.alpha")
     modules = {
-        module: _pair(header, stem, heads.get(module.rpartition(".")[2]))
+        module: dict(_pair(header, stem, heads.get(module.rpartition(".")[2])))
         for module, stem in _modules(header).items()
     }
     ranks = {module: pair["lora_b"].shape[0] for module, pair in modules.items()}
@@ -128,8 +128,5 @@ def _matrix(header: Header, name: str) -> mx.array:
     bits = BITS.get(tensor.type_name)
     if bits is None:
         return arrays["weight"]
-    return mx.dequantize(**_renamed(arrays), group_size=GROUP_SIZE, bits=bits)
-
-
-def _renamed(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    return {"w": arrays["weight"], "scales": arrays["scales"], "biases": arrays["biases"]}
+    packed, scales, biases = arrays["weight"], arrays["scales"], arrays["biases"]
+    return mx.dequantize(packed, scales, biases, group_size=GROUP_SIZE, bits=bits)

@@ -34,6 +34,7 @@ from mlx_server.models.gguf_arrays import (
 )
 from mlx_server.models.gguf_config import check_kind, generation_config, model_config
 from mlx_server.models.model_files import first_names
+from mlx_server.progress import Task
 
 FREQS = "rope_freqs.weight"
 
@@ -69,6 +70,11 @@ class GGUFModel:
     config: dict[str, Any]
     generation: dict[str, Any]
     places: Mapping[str, tuple[Path, Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors, as the files hold them."""
+        return sum(tensor.nbytes for _, tensor in self.places.values())
 
 
 def inspect(path: Path) -> GGUFModel:
@@ -110,9 +116,13 @@ def inspect(path: Path) -> GGUFModel:
     return GGUFModel(path, config, generation_config(first.metadata), places)
 
 
-def load_weights(given: GGUFModel, module: nn.Module) -> None:
+def load_weights(given: GGUFModel, module: nn.Module, task: Task) -> None:
     """Fill `module`, built of the file's config, with the weights; its layers are quantised
-    as the file's tensors are. Everything is evaluated: the file is not needed any more."""
+    as the file's tensors are. Everything is evaluated: the file is not needed any more.
+
+    Args:
+        task: Is told of the file's bytes, tensor by tensor.
+    """
     config = given.config
     heads = rotary_heads(config)
     dtype = _compute_dtype(given.places)
@@ -129,6 +139,7 @@ def load_weights(given: GGUFModel, module: nn.Module) -> None:
         }
         # One tensor at a time: a model's bytes need not be there twice.
         mx.eval(list(arrays.values()))
+        task.advance(tensor.nbytes)
         weights |= {f"{stem}.{part}": array for part, array in arrays.items()}
     for name, shape in _shapes(config).items():
         if name not in weights and name.endswith(".bias"):

@@ -14,11 +14,16 @@ No MLX here: these functions run on any thread. Whatever fails raises a
 from __future__ import annotations
 
 import errno
+import logging
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from mlx_server.amounts import size
 from mlx_server.errors import ModelLoadError
 from mlx_server.gguf import split_files, split_patterns
 from mlx_server.models.cached import CachedModel, cached_models
+from mlx_server.models.hub_bytes import counting, missing_bytes
 from mlx_server.models.model_files import weight_files
 from mlx_server.models.places import (
     existing,
@@ -29,8 +34,11 @@ from mlx_server.models.places import (
     repo_file,
     whole,
 )
+from mlx_server.progress import UNTOLD, Progress
 
 __all__ = ["CachedModel", "cached_models", "find_cached", "is_repo_id", "local_folder", "resolve"]
+
+log = logging.getLogger(__name__)
 
 METADATA_PATTERNS = (
     "*.json",
@@ -98,6 +106,7 @@ def resolve(
     file: str | None = None,
     token: str | None = None,
     local: bool = True,
+    progress: Progress = UNTOLD,
 ) -> Path:
     """The folder or .gguf file of the model called `name`, downloaded first if need be.
 
@@ -111,6 +120,7 @@ def resolve(
         file: A .gguf file of the folder or repo.
         token: Hugging Face access token, instead of the one that is logged in.
         local: `name` may be any folder or file of this machine.
+        progress: Is told how far a download is.
 
     Raises:
         ModelLoadError: There is no such folder or repo, or it cannot be fetched.
@@ -125,7 +135,7 @@ def resolve(
         name = f"{name}/{file}"
     repo, file = repo_file(name)
     if file is not None:
-        return _resolve_file(repo, file, revision, allow_download, cache_dir, token)
+        return _resolve_file(repo, file, revision, allow_download, cache_dir, token, progress)
     if not is_repo_id(name):
         raise ModelLoadError(
             f"There is no folder {name!r}, and it is not a Hugging Face repo id (owner/name)."
@@ -140,7 +150,7 @@ def resolve(
             f"{name!r} is not in the local cache, or not complete; fetch it with "
             f"`hf download {name}`, or start the server with --allow-download."
         )
-    return _download(name, revision, trust_remote_code, cache_dir, token)
+    return _download(name, revision, trust_remote_code, cache_dir, token, progress)
 
 
 def _resolve_file(
@@ -150,6 +160,7 @@ def _resolve_file(
     allow_download: bool,
     cache_dir: Path | None,
     token: str | None,
+    progress: Progress,
 ) -> Path:
     name = f"{repo}/{file}"
     if not is_repo_id(repo):
@@ -163,7 +174,7 @@ def _resolve_file(
             f"`hf download {repo} {file}`, or start the server with --allow-download."
         )
     try:
-        folder = _fetch(repo, revision, cache_dir, (split_patterns(file),), token=token)
+        folder = _fetch_told(repo, revision, cache_dir, (split_patterns(file),), token, progress)
     except Exception as error:
         raise ModelLoadError(_explain(error, repo, revision, False)) from error
     if not (folder / file).is_file():
@@ -180,23 +191,47 @@ def _fetch(
     revision: str | None,
     cache_dir: Path | None,
     patterns: tuple[str, ...],
-    local_files_only: bool = False,
-    token: str | None = None,
+    **options: Any,
 ) -> Path:
     """The repo's files that match, in the cache; raises what the hub library does."""
+    return Path(_snapshot(name, revision, cache_dir, patterns, **options))
+
+
+def _snapshot(
+    name: str,
+    revision: str | None,
+    cache_dir: Path | None,
+    patterns: tuple[str, ...],
+    **options: Any,
+) -> Any:
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(IGNORE_PATTERNS),
-            local_files_only=local_files_only,
-            token=token,
-        )
+    return snapshot_download(
+        name,
+        revision=revision,
+        cache_dir=cache_dir,
+        allow_patterns=list(patterns),
+        ignore_patterns=list(IGNORE_PATTERNS),
+        **options,
     )
+
+
+def _fetch_told(
+    name: str,
+    revision: str | None,
+    cache_dir: Path | None,
+    patterns: tuple[str, ...],
+    token: str | None,
+    progress: Progress,
+) -> Path:
+    """As `_fetch`, from the network, and tell how far it is."""
+    snapshot = partial(_snapshot, name, revision, cache_dir, patterns, token=token)
+    if progress is UNTOLD:
+        return Path(snapshot())
+    total = missing_bytes(snapshot)
+    log.info("downloading %s%s", name, "" if total is None else f", {size(total)}")
+    with progress.begin(f"downloading {name}", total) as task:
+        return Path(snapshot(tqdm_class=counting(task)))
 
 
 def _download(
@@ -205,12 +240,13 @@ def _download(
     trust_remote_code: bool,
     cache_dir: Path | None,
     token: str | None,
+    progress: Progress,
 ) -> Path:
     from huggingface_hub import is_offline_mode
 
     patterns = METADATA_PATTERNS + WEIGHT_PATTERNS + (CODE_PATTERNS if trust_remote_code else ())
     try:
-        folder = _fetch(name, revision, cache_dir, patterns, token=token)
+        folder = _fetch_told(name, revision, cache_dir, patterns, token, progress)
     except Exception as error:
         # The hub library lets its HTTP client's exceptions through, so no
         # narrower class covers them all.

@@ -12,18 +12,18 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_server.cache.elementwise import rms_norm, swiglu
-from mlx_server.cache.kv import KVCache
+from mlx_server.cache.kv import KVCache, KVSeat
 from mlx_server.cache.plan import StepPlan
 from mlx_server.cache.storage import Quantization
 from mlx_server.models.base import Row, ServedModel
+from mlx_server.models.parameters import parameters
 from mlx_server.models.rope import Rope, Scaling, make_rope
 from mlx_server.models.tile import padding, row_tile
 
@@ -117,6 +117,12 @@ class ModelArgs:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
+        """Of a whole config.json; fields that shape no Llama are left out.
+
+        Raises:
+            TypeError: A field without a default is missing.
+            ValueError: As of the class.
+        """
         known = inspect.signature(cls).parameters
         fields = {name: value for name, value in config.items() if name in known}
         # transformers 5 writes base and scaling together.
@@ -127,6 +133,7 @@ class ModelArgs:
         return cls(**fields)
 
     def window(self, layer: int) -> int | None:
+        """Tokens that layer number `layer`, from 0, sees of a sequence; None: all."""
         return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
 
 
@@ -139,11 +146,20 @@ def _is_positive(value: Any) -> bool:
 
 
 class Norm(nn.RMSNorm):
+    """RMSNorm (arXiv:1910.07467): [..., dim] → like it."""
+
     def __call__(self, x: mx.array) -> mx.array:
         return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
+    """Grouped-query attention (arXiv:2305.13245) over packed tokens: [N, hidden] → [N, hidden].
+
+    Args:
+        layer: Its number, from 0, which is its place in the cache.
+        rope: Shared by all layers, so that its angles are worked out once a step.
+    """
+
     def __init__(self, args: ModelArgs, layer: int, rope: Rope) -> None:
         super().__init__()
         self.layer = layer
@@ -170,6 +186,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202): [N, hidden] → [N, hidden]."""
+
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         width, hidden, bias = args.hidden_size, args.intermediate_size, args.mlp_bias
@@ -182,6 +200,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """A decoder layer, norms before its parts: [N, hidden] → [N, hidden]."""
+
     def __init__(self, args: ModelArgs, layer: int, rope: Rope) -> None:
         super().__init__()
         self.self_attn = Attention(args, layer, rope)
@@ -195,6 +215,12 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Embedding, layers and the weight of the final norm: int32 [N] → [N, hidden], not normed.
+
+    Attributes:
+        control: What is added to what each layer gives, [hidden] by layer, from 0.
+    """
+
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
@@ -220,7 +246,11 @@ class Decoder(nn.Module):
 
 
 class Model(nn.Module):
-    """The weights. `LlamaModel` serves them."""
+    """The weights, by the checkpoint's names. `LlamaModel` serves them.
+
+    Args:
+        args: The shape; kept as `args`.
+    """
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -234,6 +264,7 @@ class Model(nn.Module):
         return self.model(tokens, plan)
 
     def logits(self, hidden: mx.array) -> mx.array:
+        """hidden: [M, hidden], before the final norm → logits [M, vocab_size]."""
         hidden = self.model.norm(hidden)
         if self.args.tie_word_embeddings:
             return self.model.embed_tokens.as_linear(hidden)
@@ -241,6 +272,7 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> list[Layer]:
+        """The decoder layers in order; mlx-lm and mlx.nn look for them by this name."""
         return self.model.layers
 
     @property
@@ -257,7 +289,11 @@ class Model(nn.Module):
         self.model.control = MappingProxyType(cast)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Drop what old checkpoints carry and the model computes itself."""
+        """Drop what old checkpoints carry and the model computes itself.
+
+        Args:
+            weights: By name, of any shapes; those that stay are given as they are.
+        """
         tied = self.args.tie_word_embeddings
         return {
             name: value
@@ -302,7 +338,7 @@ class LlamaModel(ServedModel):
             args.num_hidden_layers, args.num_key_value_heads, args.head_dim, key.dtype, quantization
         )
         self.tile = row_tile(module)
-        self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
+        self.nbytes = sum(value.nbytes for _, value in parameters(module))
 
     def forward(self, tokens: mx.array, rows: Sequence[Row]) -> tuple[mx.array, list[mx.array]]:
         hidden = self._run(tokens, rows)
@@ -326,7 +362,8 @@ class LlamaModel(ServedModel):
         """The layers: hidden states [N + spare, hidden] before the final norm."""
         spare = padding(len(tokens), self.tile)
         counts = [row.num_tokens for row in rows]
-        plan = StepPlan([row.seat for row in rows], counts, self.windows, spare)
+        seats = [cast(KVSeat, row.seat) for row in rows]
+        plan = StepPlan(seats, counts, self.windows, spare)
         if spare:
             tokens = mx.pad(tokens, (0, spare))
         self._select([(row.num_tokens, row.adapters) for row in rows], spare)

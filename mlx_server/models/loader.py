@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlx_server.errors import ModelLoadError
 from mlx_server.gguf import is_gguf
@@ -33,6 +33,8 @@ from mlx_server.models.model_files import (
     weight_files,
 )
 from mlx_server.models.overrides import RopeOverrides, apply
+from mlx_server.models.parameters import parameters
+from mlx_server.models.read_in import read_in
 from mlx_server.models.registry import (
     OURS,
     ModuleKind,
@@ -40,6 +42,7 @@ from mlx_server.models.registry import (
     mlx_lm_utils,
     resolve_classes,
 )
+from mlx_server.progress import UNTOLD, Progress
 
 Control = tuple[Sequence[PathAndScale], tuple[int, int] | None]
 """Control vectors and their scales, and the layers they change: `load_control`'s arguments."""
@@ -112,6 +115,7 @@ def load(
     trust_remote_code: bool = False,
     rope: RopeOverrides | None = None,
     control: Control | None = None,
+    progress: Progress = UNTOLD,
 ) -> Loaded:
     """Load the model in `path`; the thread that calls owns its arrays.
 
@@ -121,6 +125,7 @@ def load(
         trust_remote_code: Run the folder's own `model_file`, if config.json names one.
         rope: Rotary positions other than the model's own.
         control: Control vectors to add.
+        progress: Is told how many bytes of the weights are there.
 
     Raises:
         ModelLoadError: One line that says what is wrong and how to mend it.
@@ -128,9 +133,9 @@ def load(
     with _named(name):
         try:
             if is_gguf(path):
-                loaded = _load_gguf(path, rope)
+                loaded = _load_gguf(path, rope, name, progress)
             else:
-                loaded = _load(path, trust_remote_code, rope)
+                loaded = _load(path, trust_remote_code, rope, name, progress)
             if control is not None and control[0]:
                 _add_control(loaded, control)
             return loaded
@@ -200,7 +205,9 @@ def _check_quantization(quantization: Any) -> None:
             )
 
 
-def _load(path: Path, trust_remote_code: bool, rope: RopeOverrides | None) -> Loaded:
+def _load(
+    path: Path, trust_remote_code: bool, rope: RopeOverrides | None, name: str, progress: Progress
+) -> Loaded:
     inspected = _inspect(path, trust_remote_code, rope)
     config, generation = inspected.config, inspected.generation
     utils = mlx_lm_utils()
@@ -208,18 +215,22 @@ def _load(path: Path, trust_remote_code: bool, rope: RopeOverrides | None) -> Lo
     with _model_view(path, inspected.weights) as folder:
         model, resolved = utils.load_model(
             folder,
+            lazy=True,
             model_config=None if rope is None else config,
             get_model_classes=lambda config: (builder, builder),
             trust_remote_code=trust_remote_code,
         )
+        # Here, while there is a folder to read from.
+        read_in(_arrays(model), f"loading {name}", progress)
     eos = eos_token_ids(config, generation)
     return _loaded(model, resolved, builder.kind, path, generation, eos)
 
 
-def _load_gguf(path: Path, rope: RopeOverrides | None) -> Loaded:
+def _load_gguf(path: Path, rope: RopeOverrides | None, name: str, progress: Progress) -> Loaded:
     given, builder = _inspect_gguf(path, rope)
     model = builder(builder.from_dict(given.config))
-    load_weights(given, model)
+    with progress.begin(f"loading {name}", given.nbytes) as task:
+        load_weights(given, model, task)
     eos = eos_token_ids(given.config, {})
     return _loaded(model, given.config, builder.kind, path, given.generation, eos)
 
@@ -247,9 +258,13 @@ def _loaded(
         path=path,
         generation_config=sampling_defaults(generation),
         eos_token_ids=eos,
-        nbytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
+        nbytes=sum(array.nbytes for array in _arrays(model)),
         num_parameters=mlx_lm_utils().get_total_parameters(model),
     )
+
+
+def _arrays(model: nn.Module) -> list[mx.array]:
+    return [array for _, array in parameters(model)]
 
 
 class _Builder:
@@ -268,7 +283,8 @@ class _Builder:
             self.model_class, self.args_class, self.kind = resolve_classes(config)
 
     def from_dict(self, config: dict[str, Any]) -> Any:
-        return self._call(self.args_class.from_dict, config)
+        made: Any = self.args_class
+        return self._call(made.from_dict, config)
 
     def __call__(self, args: Any) -> nn.Module:
         return self._call(self.model_class, args)

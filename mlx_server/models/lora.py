@@ -55,7 +55,9 @@ Wrapper = LoRALinear | LoRAEmbedding | LoRASwitchLinear
 
 
 class AdapterBank:
-    """The adapters loaded over one model.
+    """The adapters loaded over one model: LoRA (arXiv:2106.09685) and DoRA (arXiv:2402.09353).
+
+    Used on the engine thread only.
 
     Args:
         model: Loaded; ours or mlx_lm's. Its layers are replaced and put back in place.
@@ -75,6 +77,7 @@ class AdapterBank:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Those that are loaded, in the order in which they were."""
         return tuple(self._adapters)
 
     def select(self, segments: Sequence[tuple[int, Pairs]]) -> None:

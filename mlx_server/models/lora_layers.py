@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, plain or quantised, with the adapters that change it."""
+    """A linear layer, plain or quantised, with the adapters that change it: [..., D] → [..., O].
+
+    y = x Wᵀ + Σ s (x A) B (LoRA, arXiv:2106.09685), each row under its own adapters; with
+    DoRA (arXiv:2402.09353) scaled to the trained magnitude.
+
+    Args:
+        linear: The layer it stands in for.
+        bank: Says which rows run under which adapters.
+    """
 
     def __init__(self, linear: nn.Module, bank: AdapterBank) -> None:
         super().__init__()
@@ -32,6 +40,10 @@ class LoRAEmbedding(nn.Module):
 
     Its factors serve both ways: ids to vectors, and, where the weights are
     tied, hidden states to logits.
+
+    Args:
+        embedding: The layer it stands in for.
+        bank: Says which rows run under which adapters.
     """
 
     def __init__(self, embedding: nn.Module, bank: AdapterBank) -> None:
@@ -45,6 +57,7 @@ class LoRAEmbedding(nn.Module):
         return _adapted(self.bank.selection, self.table, TokenIds, ids[..., None], y)
 
     def as_linear(self, x: mx.array) -> mx.array:
+        """The output head with the same weight: x [..., D] → logits [..., V]."""
         y = self.embedding.as_linear(x)
         return _adapted(self.bank.selection, self.table, Features, x, y)
 

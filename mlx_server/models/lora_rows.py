@@ -41,7 +41,12 @@ class RowIndex:
 
 
 class Span:
-    """Neighbouring units under one combination (`pairs`), or gathered (`rows`, one each)."""
+    """Neighbouring units under one combination (`pairs`), or gathered (`rows`, one each).
+
+    Args:
+        start: The first of them; `stop` is the one behind the last.
+        runs: (units, sorted pairs) in order; one run is a slice, several are gathered.
+    """
 
     def __init__(self, start: int, runs: Segments) -> None:
         self.start = start
@@ -74,6 +79,9 @@ class Span:
 class Selection:
     """The adapters of one forward pass.
 
+    Args:
+        segments: (units, sorted pairs) in order, as of `AdapterBank.select`.
+
     Attributes:
         total: Units: tokens of a packed array, or rows of a padded one.
         runs: (start, stop, pairs) of neighbours under one combination.
@@ -99,7 +107,11 @@ class Selection:
                 self.spans.append(Span(start, runs))
 
     def units(self, x: mx.array) -> mx.array:
-        """x with its units on the first axis: [total, T, D]."""
+        """x with its units on the first axis: [total, T, D].
+
+        Raises:
+            ValueError: The layer got another number of units than were selected.
+        """
         if x.shape[0] != self.total and x.size != self.total * x.shape[-1]:
             raise ValueError(f"{self.total} units are selected, the layer got {x.shape}")
         return x.reshape(self.total, -1, x.shape[-1])
@@ -151,16 +163,20 @@ class TokenIds:
     x: mx.array
 
     def project(self, a: mx.array, b: mx.array) -> mx.array:
+        """As of `Features`: [..., O], of A [O, R] and B [R, V]."""
         return b.T[self.x[..., 0]] @ a.T
 
     def project_gathered(self, a: mx.array, b: mx.array, slots: mx.array) -> mx.array:
+        """As of `Features`: [n, T, K, O]."""
         z = b[slots[:, None], self.x]
         return (z[..., None, :] @ a[slots][:, None]).squeeze(3)
 
     def gain(self, gain: mx.array) -> mx.array:
+        """As of `Features`, of gains [V]: one for each id."""
         return gain[self.x]
 
     def gain_gathered(self, gains: mx.array, slots: mx.array) -> mx.array:
+        """As of `Features`, of gains [slots, V]: [n, T, K, 1]."""
         return gains[slots[:, None], self.x][..., None]
 
 
@@ -168,7 +184,8 @@ Inputs = Features | TokenIds
 
 
 def for_gather(factor: mx.array) -> mx.array:
-    """The factor in a type that `mx.gather_mm` takes: on the CPU that is float32 alone."""
+    """The factor, any shape, in a type that `mx.gather_mm` takes: on the CPU that is float32
+    alone."""
     return factor.astype(mx.float32) if mx.default_device() == mx.cpu else factor
 
 
@@ -188,10 +205,12 @@ class FactorTable:
         self._gains: dict[Pairs, mx.array] = {}
 
     def put(self, name: str, factors: Factors) -> None:
+        """Add an adapter's factors, or take them in place of the old ones."""
         self.factors[name] = factors
         self._clear()
 
     def drop(self, name: str) -> None:
+        """Forget an adapter's factors. Raises KeyError for one that is not there."""
         del self.factors[name]
         self._clear()
 

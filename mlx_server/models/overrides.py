@@ -77,6 +77,7 @@ class RopeOverrides:
 
     @property
     def given(self) -> bool:
+        """Whether the command line asks for anything of the kind."""
         return any(getattr(self, f.name) is not None for f in fields(self))
 
     @property

@@ -156,7 +156,8 @@ def _is_architecture(name: str) -> bool:
     spec = importlib.util.find_spec(f"mlx_lm.models.{name}")
     if spec is None or spec.loader is None:
         return False
-    source = spec.loader.get_source(spec.name)
+    loader: Any = spec.loader
+    source = loader.get_source(spec.name)
     return (
         re.search(r"^(class|from \S+ import\b.*) Model\b", source or "", re.MULTILINE) is not None
     )

@@ -55,7 +55,11 @@ class Rope:
         self.dynamic = dynamic
 
     def rotation(self, positions: mx.array) -> Rotation:
-        """What the layers of a step share."""
+        """What the layers of a step share.
+
+        Args:
+            positions: int32 [N], of every packed token in its sequence.
+        """
         return Rotation(self, positions)
 
     def angles(self, positions: mx.array) -> mx.array:

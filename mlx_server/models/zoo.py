@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache, make_prompt_cache
 
 from mlx_server.cache.storage import Quantization
@@ -27,6 +26,7 @@ from mlx_server.cache.zoo_state import leaves, reach, state_arrays
 from mlx_server.core import AdapterScale
 from mlx_server.errors import NotSupported
 from mlx_server.models.base import Row, ServedModel
+from mlx_server.models.parameters import parameters
 from mlx_server.models.zoo_cost import cost_function, quantised_cost
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ZooModel(ServedModel):
         self.bank = bank
         self.context_length = context_length
         self.model_type = str(config.get("model_type"))
-        self.nbytes = sum(value.nbytes for _, value in tree_flatten(module.parameters()))
+        self.nbytes = sum(value.nbytes for _, value in parameters(module))
         # Shapes and types are known before anything is evaluated, so a lazy pass
         # tells what a cache will cost and whether the batch forms work.
         caches = make_prompt_cache(module)
@@ -91,7 +91,7 @@ class ZooModel(ServedModel):
             caches = self._quantised_probe(quantization)
             batchable = batchable and self._batchable(caches)
             cost = quantised_cost(found, leaves(caches), PROBE_TOKENS, quantization.start)
-        self.cache = ZooCache(
+        self.cache: ZooCache = ZooCache(
             lambda: make_prompt_cache(module),
             cost,
             batchable=batchable,
@@ -162,7 +162,7 @@ class ZooModel(ServedModel):
         starts = np.cumsum([0] + [row.num_tokens for row in rows]).tolist()
         # A prompt of one token has no state to decode from: it is a chunk.
         decoding = {
-            row.seat: i for i, row in enumerate(rows) if row.num_tokens == 1 and row.seat.length
+            _seat(row): i for i, row in enumerate(rows) if row.num_tokens == 1 and row.seat.length
         }
         pieces: list[mx.array] = []
         places: list[int] = []
@@ -279,8 +279,9 @@ def _take(array: mx.array, indices: Sequence[int]) -> mx.array:
     """Rows of an array: itself or a slice where they follow each other."""
     if not indices:
         return array[:0]
+    indices = list(indices)
     first, size = indices[0], len(indices)
-    if list(indices) != list(range(first, first + size)):
+    if indices != list(range(first, first + size)):
         return array[mx.array(indices)]
     return array if size == len(array) else array[first : first + size]
 

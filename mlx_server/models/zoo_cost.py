@@ -28,11 +28,13 @@ def cost_function(leaves: Sequence[Any], num_tokens: int) -> Cost:
     """
     fixed = 0
     per_token: dict[float, float] = defaultdict(float)
+    leaf: Any
     for leaf in leaves:
         if isinstance(leaf, ArraysCache):
             fixed += leaf.nbytes
         elif isinstance(leaf, KVCache | RotatingKVCache | ChunkedKVCache | QuantizedKVCache):
-            keys = leaf.keys[0] if isinstance(leaf, QuantizedKVCache) else leaf.keys
+            stored: Any = leaf.keys
+            keys = stored[0] if isinstance(leaf, QuantizedKVCache) else stored
             limit = float(getattr(leaf, "max_size", "inf"))
             if isinstance(leaf, ChunkedKVCache):
                 limit = leaf.chunk_size + leaf.step

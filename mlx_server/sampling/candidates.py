@@ -24,6 +24,7 @@ class Candidates:
     ordered: bool = False
 
     def in_order(self) -> Candidates:
+        """The same, best first; sorted at most once."""
         if self.ordered:
             return self
         order = mx.argsort(-self.logits, axis=-1)
@@ -34,7 +35,8 @@ class Candidates:
         size = self.logits.shape[-1]
         if self.ordered or 2 * width > size:  # what is picked out has to be sorted as well
             found = self.in_order()
-            return Candidates(found.logits[:, :width], found.ids[:, :width], ordered=True)
+            ids = None if found.ids is None else found.ids[:, :width]
+            return Candidates(found.logits[:, :width], ids, ordered=True)
         picked = mx.argpartition(self.logits, size - width, axis=-1)[:, size - width :]
         return self._taken(mx.sort(picked, axis=-1), ordered=False).in_order()
 
@@ -47,6 +49,7 @@ class Candidates:
         return Candidates(mx.where(mask, self.logits, -mx.inf), self.ids, self.ordered)
 
     def reordered(self, order: mx.array) -> Candidates:
+        """Those at the places `order`, int [R, W], in this order."""
         return self._taken(order, ordered=False)
 
     def places(self) -> mx.array:

@@ -55,7 +55,7 @@ def row_numbers(rows: Sequence[SamplingRow], stream: int = 0) -> mx.array:
     """
     state = np.zeros(len(rows), dtype=np.uint64)
     for numbers in (
-        [row.params.seed % 2**64 for row in rows],
+        [(row.params.seed or 0) % 2**64 for row in rows],
         [row.choice for row in rows],
         [row.position for row in rows],
     ):

@@ -18,6 +18,9 @@ class Distribution:
 
     No filter needs them normalised: top_k and min_p compare, top_p divides by a
     sum that it has anyway.
+
+    Args:
+        logits: float32 [R, V]; -inf for what is impossible.
     """
 
     def __init__(self, logits: mx.array) -> None:
@@ -25,6 +28,7 @@ class Distribution:
 
     @cached_property
     def ascending(self) -> mx.array:
+        """The logits sorted along the vocabulary, least first: [R, V]."""
         return mx.sort(self.logits, axis=-1)
 
     def kth_largest(self, k: np.ndarray) -> mx.array:
@@ -49,7 +53,7 @@ class Filter:
 
 def top_p(distribution: Distribution, params: Sequence[SamplingParams]) -> mx.array:
     """Keep the smallest set of tokens whose probabilities reach top_p, and their
-    equals (nucleus sampling, arXiv:1904.09751)."""
+    equals (nucleus sampling, arXiv:1904.09751): bool [R, V]."""
     ascending = distribution.ascending
     probs = mx.exp(ascending - ascending[:, -1:])
     mass_above = mx.cumsum(probs, axis=-1, reverse=True, inclusive=False)
@@ -61,13 +65,15 @@ def top_p(distribution: Distribution, params: Sequence[SamplingParams]) -> mx.ar
 
 
 def min_p(distribution: Distribution, params: Sequence[SamplingParams]) -> mx.array:
-    """Keep tokens at least min_p times as likely as the best one (arXiv:2407.01082)."""
+    """Keep tokens at least min_p times as likely as the best one (arXiv:2407.01082):
+    bool [R, V]."""
     best = distribution.logits.max(axis=-1, keepdims=True)
     return distribution.logits >= best + column(np.log([p.min_p for p in params]))
 
 
 def top_k(distribution: Distribution, params: Sequence[SamplingParams]) -> mx.array:
-    """Keep exactly the k most likely tokens; of equals, those with the lowest ids."""
+    """Keep exactly the k most likely tokens (arXiv:1805.04833); of equals, those with the lowest
+    ids: bool [R, V]."""
     logits = distribution.logits
     k = np.array([min(p.top_k, logits.shape[-1]) for p in params])
     threshold = distribution.kth_largest(k)
@@ -77,7 +83,8 @@ def top_k(distribution: Distribution, params: Sequence[SamplingParams]) -> mx.ar
 
 
 def only_best(distribution: Distribution, params: Sequence[SamplingParams]) -> mx.array:
-    """Keep the best token, of equals the first: what a greedy choice is made of."""
+    """Keep the best token, of equals the first: what a greedy choice is made of. bool
+    [R, V]."""
     logits = distribution.logits
     return mx.arange(logits.shape[-1]) == mx.argmax(logits, axis=-1, keepdims=True)
 

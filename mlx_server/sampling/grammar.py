@@ -97,7 +97,11 @@ class Vocabulary:
 
 
 class Grammars:
-    """The grammars of one model. May be used from any thread."""
+    """The grammars of one model, compiled and remembered. May be used from any thread.
+
+    Args:
+        vocabulary: The model's tokens, as bytes.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -207,7 +211,12 @@ class Grammars:
 
 
 class Matcher:
-    """A grammar, and how far a reply has come in it. Not for two threads at once."""
+    """A grammar, and how far a reply has come in it. Not for two threads at once.
+
+    Args:
+        matcher: llguidance's.
+        width: Of the model's logits, V.
+    """
 
     def __init__(self, matcher: LLMatcher, width: int) -> None:
         self._matcher = matcher
@@ -237,6 +246,11 @@ class Matcher:
         return forced
 
     def accept(self, token_id: int) -> None:
+        """The reply got this token.
+
+        Raises:
+            GuideError: It does not follow the grammar, or that became too complex.
+        """
         if not self._matcher.consume_token(token_id):
             self._check()
             raise GuideError(f"Token {token_id} does not follow the grammar.")

@@ -91,6 +91,7 @@ class Plan:
         """The tokens that may come within the reasoning where an answer has to follow, as of
         `Guide.allowed`: none that ends the reply, and none that ends the reasoning and
         begins the answer in one, which might not be how that has to begin."""
+        assert self.reasoning is not None
         vocabulary, closing = self.grammars.vocabulary, self.reasoning.closing
         barred = {i for i in vocabulary.eos_token_ids if i < vocabulary.width}
         if closing not in vocabulary.specials:
@@ -100,7 +101,7 @@ class Plan:
         return np.packbits(bits, bitorder="little").view(np.uint32)
 
     def only(self, token_id: int) -> np.ndarray:
-        """That one token, as of `Guide.allowed`."""
+        """That one token, as of `Guide.allowed`: uint32 [⌈V / 32⌉]."""
         words = np.zeros(-(-self.grammars.vocabulary.width // 32), dtype=np.uint32)
         words[token_id >> 5] = np.uint32(1 << (token_id & 31))
         return words
@@ -113,7 +114,11 @@ class _Phase(enum.Enum):
 
 
 class Guide:
-    """See `exchange.Guide`."""
+    """Holds one reply to its plan; the contract is `exchange.Guide`. On the engine thread only.
+
+    Args:
+        plan: What the request wants of each of its replies.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -137,26 +142,50 @@ class Guide:
 
     @property
     def ended(self) -> bool:
+        """The reply is complete: not even an end token may follow."""
         return self._ended
 
     def forced(self) -> Sequence[int]:
+        """The tokens that must come next, if that is known.
+
+        Raises:
+            GuideError: The grammar became too complex.
+        """
         if self._queue:
             return tuple(self._queue)
         if self._phase is _Phase.BOUND and not self._may_open:
-            return self._matcher.forced()
+            return self._grammar.forced()
         return ()
 
     def allowed(self) -> np.ndarray | None:
+        """The tokens that may come next, uint32 [⌈V / 32⌉], the lowest bit first; None: all.
+
+        Raises:
+            GuideError: The grammar became too complex.
+        """
         if self._queue:
             return self._plan.only(self._queue[0])
         if self._phase is _Phase.THINKING:
             return self._plan.thoughts if self._plan.grammar is not None else None
         if self._phase is _Phase.WATCHING:
             return None
-        words = self._matcher.allowed()
-        if self._may_open:
-            words = words | self._plan.only(self._plan.opening_token)
+        words = self._grammar.allowed()
+        opening = self._plan.opening_token
+        if self._may_open and opening is not None:
+            words = words | self._plan.only(opening)
         return words
+
+    @property
+    def _grammar(self) -> Matcher:
+        """Of the phase BOUND."""
+        assert self._matcher is not None
+        return self._matcher
+
+    @property
+    def _reasoning(self) -> Reasoning:
+        """Where the model reasons or may."""
+        assert self._plan.reasoning is not None
+        return self._plan.reasoning
 
     @property
     def _may_open(self) -> bool:
@@ -170,6 +199,11 @@ class Guide:
     # ------------------------------------------------------------ what came
 
     def accept(self, token_id: int) -> None:
+        """The reply got this token.
+
+        Raises:
+            GuideError: It does not follow what it is held to, or that became too complex.
+        """
         if self._queue:
             if token_id != self._queue.pop(0):
                 raise GuideError(f"Token {token_id} is not the one that had to come.")
@@ -191,8 +225,9 @@ class Guide:
             self._think()
             return
         self._may_think = False
-        self._matcher.accept(token_id)
-        if self._matcher.ended:
+        matcher = self._grammar
+        matcher.accept(token_id)
+        if matcher.ended:
             self._release()
 
     def _release(self) -> None:
@@ -207,12 +242,12 @@ class Guide:
     def _think(self) -> None:
         self._phase, self._text, self._may_think = _Phase.THINKING, b"", False
         self._matcher = None
-        budget = self._plan.reasoning.budget
+        budget = self._reasoning.budget
         if budget is not None and self._num_thoughts >= budget:
             self._close()
 
     def _think_on(self) -> None:
-        reasoning = self._plan.reasoning
+        reasoning = self._reasoning
         self._num_thoughts += 1
         closing = reasoning.closing.encode()
         place = self._text.find(closing)
@@ -226,7 +261,7 @@ class Guide:
     def _close(self) -> None:
         """End the reasoning in the family's way."""
         self._tailed = True
-        reasoning = self._plan.reasoning
+        reasoning = self._reasoning
         text = reasoning.closing + reasoning.tail
         # What of the closing stands there already is not written twice.
         written = self._text.decode("utf-8", "ignore")
@@ -243,7 +278,7 @@ class Guide:
             self._may_think = True  # some go on to think, and the budget is for all of it
             self._watch()
             return
-        tail = self._plan.reasoning.tail.encode()
+        tail = self._reasoning.tail.encode()
         if not self._tailed and tail != rest and tail.startswith(rest):
             # The grammar has no place for it, but models are used to it.
             self._tailed = True
@@ -261,7 +296,7 @@ class Guide:
     def _watch(self) -> None:
         """Look for a mark in what came."""
         if self._may_think and not self._content:
-            opening = self._plan.reasoning.opening.encode().lstrip(SPACE)
+            opening = self._reasoning.opening.encode().lstrip(SPACE)
             if self._text.lstrip(SPACE).startswith(opening):
                 self._think()
                 return
@@ -277,7 +312,7 @@ class Guide:
         marks = [t.mark for t in self._plan.triggers]
         keep = max((len(mark.encode()) for mark in marks), default=0)
         if self._may_think:
-            keep = max(keep, len(self._plan.reasoning.opening.encode()))
+            keep = max(keep, len(self._reasoning.opening.encode()))
         if len(self._text.lstrip(SPACE)) > keep:
             self._content = True
         self._text = self._text[-keep:] if keep else b""

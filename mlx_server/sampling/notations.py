@@ -69,6 +69,7 @@ def lark_grammar(text: str) -> str:
 
 
 def together(*parts: Mapping[str, Any]) -> str:
+    """Grammars that refer to one another, in llguidance's JSON form."""
     return json.dumps({"grammars": parts})
 
 

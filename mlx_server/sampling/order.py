@@ -71,6 +71,7 @@ def uses_dry(params: SamplingParams) -> bool:
 
 
 def uses_penalties(params: SamplingParams) -> bool:
+    """Whether one of the three penalties is on."""
     return (
         params.repetition_penalty != 1
         or params.presence_penalty != 0
@@ -79,6 +80,7 @@ def uses_penalties(params: SamplingParams) -> bool:
 
 
 def uses_dynamic_temperature(params: SamplingParams) -> bool:
+    """Whether the temperature is moved by the entropy (`dynatemp_range`)."""
     return params.dynatemp_range > 0
 
 

@@ -118,7 +118,13 @@ def penalise(
 
 
 def logit_bias(logits: mx.array, rows: Sequence[SamplingRow], places: Sequence[int]) -> mx.array:
-    """Add `params.logit_bias`. Token ids outside the vocabulary are ignored."""
+    """Add `params.logit_bias`. Token ids outside the vocabulary are ignored.
+
+    Args:
+        logits: float32 [M, V].
+        rows: M rows.
+        places: Of the rows that have a bias.
+    """
     pairs = [rows[i].params.logit_bias for i in places]
     # No loop over the entries in Python: this runs at every step.
     entries = np.fromiter(chain.from_iterable(pairs), BIAS_ENTRY)
@@ -142,7 +148,15 @@ def repetition(
     pending_tokens: mx.array | None,
 ) -> mx.array:
     """Divide positive logits of seen tokens by the penalty, multiply negative ones
-    (arXiv:1909.05858), however often they were seen."""
+    (arXiv:1909.05858), however often they were seen. Looks at the last
+    `repetition_context_size` tokens of prompt and reply.
+
+    Args:
+        logits: float32 [M, V].
+        rows: M rows.
+        places: Of the rows that use it.
+        pending_tokens: int32 [M], as of `process`.
+    """
     window = _window(rows, places, pending_tokens, _repetition_context)
     if window is None:
         return logits
@@ -157,7 +171,8 @@ def presence(
     places: Sequence[int],
     pending_tokens: mx.array | None,
 ) -> mx.array:
-    """Subtract the penalty once from every token seen."""
+    """Subtract the penalty once from every token seen: of the reply (OpenAI), or of the last
+    `penalty_context_size` tokens. Arguments as of `repetition`: logits [M, V]."""
     window = _window(rows, places, pending_tokens, _penalty_context)
     if window is None:
         return logits
@@ -171,7 +186,8 @@ def frequency(
     places: Sequence[int],
     pending_tokens: mx.array | None,
 ) -> mx.array:
-    """Subtract the penalty once per occurrence."""
+    """Subtract the penalty once per occurrence of a token; what is looked at and the arguments
+    are those of `presence`: logits [M, V]."""
     window = _window(rows, places, pending_tokens, _penalty_context)
     if window is None:
         return logits
@@ -265,7 +281,7 @@ def _window(
     window = Window(
         [row.params for _, row, _ in found], lines[:, None], mx.array(ids), mx.array(weights)
     )
-    if any(row.pending for _, row, _ in found):
+    if pending_tokens is not None and any(row.pending for _, row, _ in found):
         _add_pending(window, pending_tokens[lines], found)
     return window
 

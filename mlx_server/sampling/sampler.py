@@ -73,7 +73,7 @@ class Sampled:
     mu: mx.array | None = None
 
     def arrays(self) -> list[mx.array]:
-        """What the engine evaluates."""
+        """What the engine evaluates: every field that is an array, of the shapes above."""
         values = (getattr(self, field.name) for field in fields(self))
         return [value for value in values if isinstance(value, mx.array)]
 
@@ -125,7 +125,8 @@ def sample(
     _add_probs(sampled, chosen, rows, logits.shape[-1])
     moved = [c for c in chosen if c.mu is not None]
     if moved:
-        sampled.mirostat_rows, sampled.mu = _merge(moved, [c.mu for c in moved])
+        surprises = [c.mu for c in moved if c.mu is not None]
+        sampled.mirostat_rows, sampled.mu = _merge(moved, surprises)
     return sampled
 
 
@@ -136,13 +137,13 @@ def constrain(logits: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
         logits: [M, V].
         rows: M rows.
     """
-    guided = [i for i, row in enumerate(rows) if row.allowed is not None]
+    guided = [(i, row.allowed) for i, row in enumerate(rows) if row.allowed is not None]
     if not guided:
         return logits
     num_rows, vocab_size = logits.shape
     words = np.full((num_rows, -(-vocab_size // 32)), 0xFFFFFFFF, dtype=np.uint32)
-    for i in guided:
-        words[i] = rows[i].allowed
+    for i, allowed in guided:
+        words[i] = allowed
     # The bits are spread out on the device: a 32nd of the bytes has to go there.
     bits = (mx.array(words)[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
     mask = bits.reshape(num_rows, -1)[:, :vocab_size]
@@ -231,7 +232,7 @@ def _add_logprobs(sampled: Sampled, logits: mx.array, rows: Sequence[SamplingRow
     asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     if not asked:
         return
-    top = [rows[i].params.logprobs for i in asked]
+    top = [rows[i].params.logprobs or 0 for i in asked]
     sampled.logprob_rows = tuple(asked)
     sampled.logprobs, ids, values = position_logprobs(
         _take(logits, asked, len(rows)), _take(sampled.tokens, asked, len(rows)), top
@@ -246,7 +247,7 @@ def _add_probs(
     asked = [i for i, row in enumerate(rows) if row.params.probs is not None]
     if not asked:
         return
-    drawn_from = {}
+    drawn_from: dict[int, mx.array] = {}
     for group in chosen:
         lines = [line for line, i in enumerate(group.rows) if i in asked]
         if lines:
@@ -256,7 +257,7 @@ def _add_probs(
     sampled.probs, ids, values = position_probs(
         mx.stack([drawn_from[i] for i in asked]),
         _take(sampled.tokens, asked, len(rows)),
-        [rows[i].params.probs for i in asked],
+        [rows[i].params.probs or 0 for i in asked],
     )
     if ids.shape[-1]:
         sampled.top_prob_ids, sampled.top_probs = ids, values

@@ -152,7 +152,7 @@ def without_instance(defs: Mapping[str, Schema]) -> set[str]:
     known: set[str] = set()
     while True:
         before = len(known)
-        for name in reversed(defs):  # what was found later is often what the earlier need
+        for name in reversed(list(defs)):  # what was found later is often what the earlier need
             if name not in known and _has_instance(defs[name], known):
                 known.add(name)
         if len(known) == before:

@@ -51,7 +51,14 @@ def without_idle(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_kinds(node: Mapping[str, Any], path: str) -> None:
-    """Look at the values that are used here; llguidance looks at the others."""
+    """Look at the values that are used here; llguidance looks at the others.
+
+    Args:
+        path: Where the node stands in the schema, for errors.
+
+    Raises:
+        ValueError: One of them is of the wrong kind.
+    """
     for key in COUNTS:
         value = node.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
@@ -78,6 +85,14 @@ def values_of(node: Any, key: str) -> Iterator[Mapping[str, Any]]:
 
 
 def held_pattern(pattern: Any, path: str) -> str:
+    """A pattern as llguidance can hold a string to it.
+
+    Args:
+        path: Where it stands in the schema, for errors.
+
+    Raises:
+        ValueError: It is no string, too long, or uses what cannot be held to.
+    """
     if not isinstance(pattern, str):
         raise ValueError(f"{path}: must be a string.")
     if len(pattern) > MAX_PATTERN:
@@ -92,7 +107,16 @@ def held_pattern(pattern: Any, path: str) -> str:
 
 
 def held_bound(value: Any, whole: bool, down: bool, path: str) -> Any:
-    """A bound that llguidance, which reads numbers as doubles, does not round outwards."""
+    """A bound that llguidance, which reads numbers as doubles, does not round outwards.
+
+    Args:
+        whole: It bounds integers.
+        down: It is an upper bound, so that rounding down stays inside.
+        path: Where it stands in the schema, for errors.
+
+    Raises:
+        ValueError: It is no number, or too large to be held to.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{path}: must be a number.")
     if whole and abs(value) > MAX_INTEGER:
@@ -109,7 +133,14 @@ def held_bound(value: Any, whole: bool, down: bool, path: str) -> Any:
 
 
 def check_constant(value: Any, path: str) -> None:
-    """Refuse what llguidance would write as something else."""
+    """Refuse what llguidance would write as something else.
+
+    Args:
+        path: Where it stands in the schema, for errors.
+
+    Raises:
+        ValueError: A control character, or an integer beyond `MAX_INTEGER`, is in it.
+    """
     if isinstance(value, str) and _WITHOUT_ESCAPE.search(value):
         raise ValueError(f"{path}: {value!r} holds a control character, which is not written.")
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
+from mlx_server.api.account import Account
 from mlx_server.api.base import HttpRequest, JsonReply, RawReply, Reply, StreamReply
 from mlx_server.deltas import Lull
 from mlx_server.errors import (
@@ -27,7 +28,7 @@ from mlx_server.errors import (
     RequestTimeout,
     ServerError,
 )
-from mlx_server.server import tls, wire
+from mlx_server.server import access, tls, wire
 from mlx_server.server.pump import Flow
 from mlx_server.server.router import decode
 from mlx_server.server.security import OPEN_PATHS, check_key
@@ -43,8 +44,6 @@ log = logging.getLogger(__name__)
 _KEEP_ALIVE = 5.0
 """Seconds that an idle connection keeps its place where they are few (`threads_http`)."""
 
-_CLIENT_GONE = 499  # for the log only, as nginx writes it
-
 
 class Handler(BaseHTTPRequestHandler):
     """Runs in the connection's own thread until the connection ends."""
@@ -56,16 +55,16 @@ class Handler(BaseHTTPRequestHandler):
         self.connection: socket.socket = self.request
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.timeout = self.server.config.read_timeout
+        self.silence = self.server.config.read_timeout
         self.source = wire.TimedSocket(self.connection)
         self.reader = io.BufferedReader(self.source, 64 * 1024)
 
     def handle(self) -> None:
         if isinstance(self.connection, ssl.SSLSocket) and not tls.handshake(
-            self.connection, self.timeout
+            self.connection, self.silence
         ):
             return
-        self.patience = self.timeout
+        self.patience = self.silence
         super().handle()
 
     def finish(self) -> None:
@@ -78,36 +77,44 @@ class Handler(BaseHTTPRequestHandler):
         self.cors = self.server.cors.headers(None)
         self.dialect = self.server.dialects[0]
         self.status = self.bytes_sent = 0
+        self.tells_nothing = False  # a file or a probe: one of many in the log
+        self.ended = gone = False
         self.source.deadline = time.monotonic() + self.patience
         if self.server.config.threads_http is not None:
-            self.patience = min(self.timeout, _KEEP_ALIVE)
+            self.patience = min(self.silence, _KEEP_ALIVE)
         try:
             if not self.reader.peek(1):
                 return
         except RequestTimeout:
             return  # an idle connection is closed silently
-        started = time.monotonic()
-        self.source.deadline = started + self.timeout
+        self.account = Account()
+        self.source.deadline = self.account.started + self.silence
         try:
             with self.server.running(self.connection) as presence:
                 self._exchange(presence)
         except Disconnected:
-            self.close_connection = True
-            self.status = _CLIENT_GONE
+            self.close_connection = gone = True
+            if not self.ended:
+                self.status = access.CLIENT_GONE
         if self.server.stopping:  # maybe only since the reply's head was sent
             self.close_connection = True
-        log.info(
-            "%s %s %d %.3fs %dB",
-            _printable(self.command) or "-",
-            _printable(self.path.partition("?")[0]) or "-",  # a query may hold secrets
-            self.status,
-            time.monotonic() - started,
-            self.bytes_sent,
-        )
-        if self.close_connection and self.status != _CLIENT_GONE:
+        self._log_access()
+        if self.close_connection and not gone:
             tls.say_goodbye(self.connection)
             seconds = wire.LINGER_SECONDS if self.unread else wire.SHORT_LINGER_SECONDS
             wire.linger(self.connection, seconds)
+
+    def _log_access(self) -> None:
+        """Behind a stream's end, wherever it was sent from: its figures are whole."""
+        line = access.Access(
+            _printable(self.command) or "-",
+            _printable(self.path.partition("?")[0]) or "-",  # a query may hold secrets
+            self.status,
+            time.monotonic() - self.account.started,
+            self.bytes_sent,
+            self.account.figures(),
+        )
+        access.write(line, self.server.default_model, quiet=self.tells_nothing)
 
     def _exchange(self, presence: Presence) -> None:
         """Read a request, have it answered, and send the reply."""
@@ -173,8 +180,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._options(raw_path, headers)
         page = self._static(raw_path)
         if page is not None:
+            self.tells_nothing = True
             return page
         self.dialect, route, params = server.router.match(self.command, raw_path)
+        self.tells_nothing = route.path in access.PROBES
         if route.path not in OPEN_PATHS:
             check_key(headers, server.config.api_key)
         request = HttpRequest(
@@ -185,6 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             body=self._read_body(frame),
             params=params,
             on_disconnect=presence.on_disconnect,
+            account=self.account,
         )
         return route.endpoint(request, server.pool)
 
@@ -197,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if raw_path.strip("/") and self.server.router.allowed(raw_path):
             return None
-        return self.server.static.reply(raw_path)
+        return self.server.static.reply(raw_path, self.headers.get("If-None-Match"))
 
     def _read_body(self, frame: wire.Framing) -> bytes:
         limit = self.server.config.max_request_bytes
@@ -253,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
                 reply = self._error_reply(ServerError("The server failed to write the reply."))
                 body = wire.encode_json(reply.body)
         headers = {}
-        if reply.status != 204:
+        if reply.status not in (204, 304):
             headers = {"Content-Type": content_type, "Content-Length": str(len(body))}
         head = self._head(reply.status, {**headers, **reply.headers})
         self._send(head if self.command == "HEAD" else head + body)
@@ -289,7 +299,8 @@ class Handler(BaseHTTPRequestHandler):
             for piece in pieces:
                 if presence.lost:
                     raise Disconnected
-                self._send(piece)
+                if not isinstance(piece, Lull):
+                    self._send(piece)
         else:
             self._send_by_pump(Flow(self.connection, presence, pieces, reply.source))
 
@@ -308,6 +319,7 @@ class Handler(BaseHTTPRequestHandler):
             if chunked and not isinstance(event, Lull):
                 event = wire.encode_chunk(event)
             yield event
+        self.ended = True  # many a client closes the connection on its last event
         if chunked:
             yield wire.LAST_CHUNK
 
@@ -320,8 +332,8 @@ class Handler(BaseHTTPRequestHandler):
             yield wire.encode_event(self.dialect.error(error))
         except Exception:
             log.exception("a stream failed")
-            error = ServerError("The server failed while sending the reply.")
-            yield wire.encode_event(self.dialect.error(error))
+            failure = ServerError("The server failed while sending the reply.")
+            yield wire.encode_event(self.dialect.error(failure))
 
     def _head(self, status: int, headers: Mapping[str, str]) -> bytes:
         if self.unread or self.server.stopping or self.server.crowded():
@@ -336,7 +348,7 @@ class Handler(BaseHTTPRequestHandler):
         return wire.reply_head("HTTP/1.1", status, {**common, **connection, **self.cors, **headers})
 
     def _send(self, data: bytes | memoryview) -> None:
-        wire.send(self.connection, data, self.timeout)
+        wire.send(self.connection, data, self.silence)
         self.bytes_sent += len(data)
 
 

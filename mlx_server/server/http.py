@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import select
 import socket
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, cast
 
 from mlx_server.api.base import Dialect, Pool
 from mlx_server.config import Config
@@ -27,7 +28,7 @@ from mlx_server.server.handler import Handler
 from mlx_server.server.pump import Pump
 from mlx_server.server.router import Router
 from mlx_server.server.security import Cors
-from mlx_server.server.static import StaticFiles
+from mlx_server.server.static import FileReply, StaticFiles
 from mlx_server.server.tls import SetupError
 from mlx_server.server.watcher import DisconnectWatcher, Presence
 from mlx_server.server.wire import Disconnected
@@ -64,7 +65,9 @@ class HttpServer(ThreadingHTTPServer):
             config.allowed_methods,
             config.allowed_headers,
         )
-        self.static = StaticFiles(config.path)
+        # What pool.Names calls it; to be left out of the log's lines.
+        self.default_model = config.model or "demo"
+        self.static = StaticFiles(config.path, webui=config.webui)
         self.tls = None
         if config.ssl_key_file or config.ssl_cert_file:
             if not (config.ssl_key_file and config.ssl_cert_file):
@@ -81,7 +84,7 @@ class HttpServer(ThreadingHTTPServer):
         )
         # "localhost" has two addresses; more clients try the IPv4 one first.
         self.address_family, _, _, _, address = min(found, key=lambda f: f[0] != socket.AF_INET)
-        super().__init__(address, Handler)
+        super().__init__(cast(tuple[str, int], address), Handler)
         self.watcher = DisconnectWatcher()
         self.pump = Pump()
 
@@ -100,13 +103,34 @@ class HttpServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where a client on this machine reaches the server."""
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
-            self.config.host, self.config.host
-        )
+        host = self.config.host
+        if self.listens_everywhere:
+            host = "::1" if self.address_family == socket.AF_INET6 else "127.0.0.1"
         scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{_with_port(host, self.port)}"
+
+    @property
+    def listens_everywhere(self) -> bool:
+        """Whether it takes connections on every address of this machine."""
+        host = str(self.server_address[0]).partition("%")[0]
+        return ipaddress.ip_address(host).is_unspecified
+
+    @property
+    def listening(self) -> str | None:
+        """The address and port it listens on, where that is not what `url` says."""
+        if not self.listens_everywhere:
+            return None
         return (
-            f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+            f"{_with_port(str(self.server_address[0]), self.port)}, all addresses of this machine"
         )
+
+    @property
+    def has_page(self) -> bool:
+        """Whether a browser finds a page at /."""
+        page = self.static.reply("/")
+        if isinstance(page, FileReply):
+            page.file.close()
+        return page is not None
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
         with self._state:
@@ -283,6 +307,10 @@ def describe_bind_error(config: Config, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         return f"{config.host!r} is not an address of this machine; see --host"
     return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def _with_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cut(sock: socket.socket) -> None:

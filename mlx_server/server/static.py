@@ -1,6 +1,7 @@
-"""Static files: a front end's folder (--path), and /completion.js.
+"""Static files: a front end's folder (--path), our own pages behind it, and /completion.js.
 
 path ─> segments, decoded ─> below the folder? ─> file │ index.html │ redirect │ None
+                                                    └─> 304 where the client has it already
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import mimetypes
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -20,7 +21,19 @@ from mlx_server.server.router import decode
 from mlx_server.server.tls import SetupError
 
 BUILT_IN = Path(__file__).parent / "web"
+ALWAYS = (["completion.js"],)
+"""What of it is no page, and is served without --webui too, by the segments of its path."""
+
 PIECE = 64 * 1024
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+"""With our own pages, which show what models write: whatever that is, no script of it runs and
+nothing is asked of another host (https://www.w3.org/TR/CSP3/)."""
 
 _TYPES = {
     ".html": "text/html", ".htm": "text/html", ".css": "text/css", ".js": "text/javascript",
@@ -58,31 +71,54 @@ class FileReply:
 class StaticFiles:
     """
     Args:
-        folder: What is served; None: only what is built in.
+        folder: What is served first; None: only what is built in.
+        webui: Serve the pages that are built in.
 
     Raises:
         SetupError: There is no such folder.
     """
 
-    def __init__(self, folder: str | None) -> None:
-        self._roots = [BUILT_IN.resolve()]
+    def __init__(self, folder: str | None, *, webui: bool = True) -> None:
+        self._webui = webui
+        self._built_in = BUILT_IN.resolve()
+        self._roots = [self._built_in]
         if folder is not None:
             root = Path(os.path.expanduser(folder))  # as it is, of an unknown user
             if not root.is_dir():
                 raise SetupError(f"--path {folder}: there is no such folder")
             self._roots.insert(0, root.resolve())
 
-    def reply(self, raw_path: str) -> FileReply | RawReply | None:
-        """The file at a path as sent (percent-encoded, without its query); None: there is none."""
+    def reply(self, raw_path: str, if_none_match: str | None = None) -> FileReply | RawReply | None:
+        """The file at a path, or 304 in its place; None: there is none.
+
+        Args:
+            raw_path: As sent: percent-encoded, without its query.
+            if_none_match: That header, the entity tags that the client has.
+        """
         segments = _segments(raw_path)
         if segments is None:
             return None
         for root in self._roots:
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a loop
-                found = _find(root, segments, raw_path.endswith("/"))
+                found = self._below(root, segments, raw_path.endswith("/"))
+                if isinstance(found, FileReply) and _matches(if_none_match, found.headers["ETag"]):
+                    found.file.close()
+                    return RawReply(b"", found.content_type, 304, found.headers)
                 if found is not None:
                     return found
         return None
+
+    def _below(
+        self, root: Path, segments: list[str], is_folder: bool
+    ) -> FileReply | RawReply | None:
+        if root != self._built_in:
+            return _find(root, segments, is_folder)
+        if not (self._webui or segments in ALWAYS):
+            return None
+        found = _find(root, segments, is_folder)
+        if isinstance(found, FileReply) and found.content_type.startswith("text/html"):
+            return replace(found, headers={**found.headers, **PAGE_HEADERS})
+        return found
 
 
 def _segments(raw_path: str) -> list[str] | None:
@@ -97,6 +133,12 @@ def _segments(raw_path: str) -> list[str] | None:
         if hidden or any(c in part for c in "/\\\0"):
             return None
     return parts
+
+
+def _matches(if_none_match: str | None, tag: str) -> bool:
+    """Whether the header names the tag (RFC 9110, 13.1.2: compared weakly, "*" is any)."""
+    tags = [part.strip().removeprefix("W/") for part in (if_none_match or "").split(",")]
+    return "*" in tags or tag in tags
 
 
 def _find(root: Path, segments: list[str], is_folder: bool) -> FileReply | RawReply | None:
@@ -122,7 +164,11 @@ def _open(path: Path) -> FileReply | None:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         return None
-    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",  # kept, but asked for again: an upgrade changes it
+        "ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"',
+    }
     file = os.fdopen(descriptor, "rb", buffering=0)
     return FileReply(file, status.st_size, _content_type(path), headers)
 

@@ -107,7 +107,9 @@ def say_goodbye(sock: socket.socket) -> None:
     that was cut off. For the thread that owns the socket.
     """
     if isinstance(sock, ssl.SSLSocket):
-        quietly(lambda: (sock.setblocking(False), sock.unwrap()))
+        with contextlib.suppress(OSError, ValueError):
+            sock.setblocking(False)
+            sock.unwrap()
 
 
 def quietly(act: Callable[[], object]) -> None:

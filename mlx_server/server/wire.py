@@ -79,7 +79,7 @@ class TimedSocket(io.RawIOBase):
         raise RequestTimeout("The request did not arrive in time.")
 
 
-def read_head(reader: io.BufferedReader) -> tuple[bytes, bytes]:
+def read_head(reader: io.BufferedReader[Any]) -> tuple[bytes, bytes]:
     """The request line, and the header lines with the empty line that ends them.
 
     Raises:
@@ -165,7 +165,7 @@ def check_body(frame: Framing, headers: Message, limit: int) -> None:
         )
 
 
-def read_body(reader: io.BufferedReader, frame: Framing, limit: int) -> bytes:
+def read_body(reader: io.BufferedReader[Any], frame: Framing, limit: int) -> bytes:
     """The whole body, decoded. Raises PayloadTooLarge, RequestError, Disconnected."""
     if not frame.chunked:
         return _exactly(reader, frame.length)
@@ -191,14 +191,14 @@ def read_body(reader: io.BufferedReader, frame: Framing, limit: int) -> bytes:
     return bytes(body)
 
 
-def _exactly(reader: io.BufferedReader, size: int) -> bytes:
+def _exactly(reader: io.BufferedReader[Any], size: int) -> bytes:
     data = reader.read(size)
     if len(data) < size:
         raise Disconnected
     return data
 
 
-def _line(reader: io.BufferedReader) -> bytes:
+def _line(reader: io.BufferedReader[Any]) -> bytes:
     line = reader.readline(MAX_LINE_BYTES)
     if not line.endswith(b"\n"):
         if len(line) < MAX_LINE_BYTES:

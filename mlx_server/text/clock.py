@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from mlx_server.deltas import Timings, Usage
 
 
@@ -15,9 +13,9 @@ class Clock:
         self._first_token: float | None = None
         self._last = 0.0
 
-    def tick(self, started_at: float | None, has_token: bool) -> None:
-        """A step's output has come."""
-        self._last = time.monotonic()
+    def tick(self, at: float, started_at: float | None, has_token: bool) -> None:
+        """A step had an output at that time."""
+        self._last = at
         if started_at is not None:
             self._started = started_at
         if has_token and self._first_token is None:
@@ -30,9 +28,11 @@ class Clock:
 
     @property
     def elapsed_ms(self) -> float:
+        """Milliseconds from the first step to the last tick."""
         return 0.0 if self._started is None else 1000 * (self._last - self._started)
 
     def timings(self, usage: Usage) -> Timings:
+        """Of a reply that has used so much, up to the last tick."""
         if self._started is None:
             return Timings(cache_n=usage.cached_tokens)
         first = self._last if self._first_token is None else self._first_token
@@ -42,4 +42,5 @@ class Clock:
             predicted_n=usage.completion_tokens,
             predicted_ms=1000 * (self._last - first),
             cache_n=usage.cached_tokens,
+            first_at=self._first_token,
         )

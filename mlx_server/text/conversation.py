@@ -56,6 +56,7 @@ def _tool_call(call: ToolCall, style: ToolCallStyle) -> dict[str, Any]:
 
 
 def as_sent(conversation: Conversation) -> Conversation:
+    """The conversation as it came: for templates that take any."""
     return conversation
 
 

@@ -165,6 +165,11 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def byte_level_bytes(token: str, alphabet: Mapping[str, int]) -> bytes:
+    """The bytes that a token of a byte-level BPE stands for (GPT-2's alphabet).
+
+    Args:
+        alphabet: Printable character → byte.
+    """
     try:
         return bytes([alphabet[character] for character in token])
     except KeyError:
@@ -172,6 +177,7 @@ def byte_level_bytes(token: str, alphabet: Mapping[str, int]) -> bytes:
 
 
 def sentencepiece_bytes(token: str) -> bytes:
+    """The bytes that a SentencePiece token stands for, "<0x0A>" being one byte."""
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         try:
             return bytes.fromhex(token[3:5])

@@ -90,10 +90,12 @@ ToolForm = Callable[[Sequence[Tool]], dict[str, Any]]
 
 
 def wrapped_form(tools: Sequence[Tool]) -> dict[str, Any]:
+    """The tools as templates take them that follow OpenAI: {"type": "function", …} each."""
     return {"tools": wrapped(tools)}
 
 
 def bare_form(tools: Sequence[Tool]) -> dict[str, Any]:
+    """The tools as templates take them that want the functions alone."""
     return {"tools": functions(tools)}
 
 
@@ -135,6 +137,7 @@ def parsed_arguments(call: ToolCall) -> Any:
 
 
 def write_generic(calls: Sequence[ToolCall]) -> str:
+    """Calls of a past turn as text, in Hermes' form."""
     return "\n".join(f"<tool_call>\n{_call_json(call)}\n</tool_call>" for call in calls)
 
 

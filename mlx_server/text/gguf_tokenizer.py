@@ -212,7 +212,8 @@ def _backend(vocabulary: _Vocabulary) -> Any:
 def _surround(backend: Any, vocabulary: _Vocabulary, add_bos: bool) -> None:
     from tokenizers import processors
 
-    before, after = [], []
+    before: list[tuple[str, Any]] = []
+    after: list[tuple[str, Any]] = []
     for key, default, pieces in (("bos", add_bos, before), ("eos", False, after)):
         token = vocabulary.special(key)
         if token is not None and vocabulary.flag(f"add_{key}_token", default):

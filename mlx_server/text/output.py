@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Generator, Iterable, Iterator, Set
 from dataclasses import replace
 
 from mlx_server.core import FinishReason
@@ -27,6 +27,9 @@ from mlx_server.text.parsers.events import CallPiece, CallStart, Content, Event,
 from mlx_server.text.parsers.output_parser import OutputParser
 from mlx_server.text.stop import StopChecker
 from mlx_server.text.tokenizer import Tokenizer
+
+Matching = Generator[Delta, None, str | None]
+"""Gives deltas; returns the stop string that matched."""
 
 
 class Choice:
@@ -123,12 +126,13 @@ class Choice:
         if self._echo is not None:
             yield Text(self.index, self._echo, tuple(self._prompt_entries))
             self._echo = None
-        found = output.logprobs or [None] * len(output.token_ids)
+        tokens = self._shown(output)
         self._completion_tokens += len(output.token_ids)
-        for token_id, candidates in zip(self._shown(output), found, strict=False):
+        candidates = output.logprobs or (None,) * len(tokens)
+        for token_id, candidate in zip(tokens, candidates, strict=False):
             entry = None
-            if candidates is not None:
-                entry = self._entry(token_id, candidates, self._start + self._decoded)
+            if candidate is not None:
+                entry = self._entry(token_id, candidate, self._start + self._decoded)
             thinking = self._thinking
             matched = yield from self._add(self._detokenizer.feed(token_id), entry)
             self._reasoning_tokens += thinking or self._thinking
@@ -143,7 +147,8 @@ class Choice:
         self._cached_tokens = output.cached_tokens or self._cached_tokens
         self._truncated = output.truncated
         self._slot = output.slot
-        self._clock.tick(output.started_at, bool(output.token_ids or output.finish_reason))
+        has_token = bool(output.token_ids or output.finish_reason)
+        self._clock.tick(output.at, output.started_at, has_token)
         if self._new_ids is not None:
             self._new_ids += output.token_ids
 
@@ -176,7 +181,7 @@ class Choice:
             yield from self._release(self._stop.flush(), everything=True)
         yield from self._finish(reason if matched is None else "stop", matched)
 
-    def _add(self, text: str, entry: TokenLogprob | None) -> Iterator[Delta]:
+    def _add(self, text: str, entry: TokenLogprob | None) -> Matching:
         """Take new text; returns the stop string that matched."""
         self._decoded += len(text)
         if entry is not None:
@@ -185,7 +190,7 @@ class Choice:
             return (yield from self._show_content(text))
         return (yield from self._show(self._parser.feed(text)))
 
-    def _show(self, events: list[Event]) -> Iterator[Delta]:
+    def _show(self, events: list[Event]) -> Matching:
         """Returns the stop string that matched."""
         for event in events:
             match event:
@@ -209,7 +214,7 @@ class Choice:
                     yield CallArguments(self.index, call, text, self._entries())
         return None
 
-    def _show_content(self, text: str) -> Iterator[Delta]:
+    def _show_content(self, text: str) -> Matching:
         result = self._stop.feed(text)
         yield from self._release(result.text)
         return result.matched
@@ -230,7 +235,7 @@ class Choice:
     def _entries(self, end: int | None = None) -> tuple[TokenLogprob, ...]:
         """Take the held entries of the text up to `end`; None takes all."""
         count = len(self._held) if end is None else 0
-        while count < len(self._held) and self._held[count][0] <= end:
+        while end is not None and count < len(self._held) and self._held[count][0] <= end:
             count += 1
         entries = tuple(entry for _, entry in self._held[:count])
         del self._held[:count]

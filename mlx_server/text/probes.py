@@ -76,6 +76,7 @@ def knows_developer(source: str, render: Try) -> bool:
 
 
 def find_system_forms(roles: Sequence[str], render: Try) -> SystemForms:
+    """How a template takes instructions, found by rendering one."""
     return SystemForms(_first_forms(roles, render, {}, ()))
 
 

@@ -40,6 +40,9 @@ class StopChecker:
     A state stands for the longest end of the text so far that begins a stop
     string: its depth is the number of characters to hold back, its own text is
     what they are. Time is linear in the text; empty stop strings match nothing.
+
+    Args:
+        stops: The stop strings; of those complete at one character the longest counts.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -61,6 +64,7 @@ class StopChecker:
 
     @property
     def matched(self) -> str | None:
+        """The stop string that was found; None while there is none."""
         return self._matched
 
     def feed(self, text: str) -> StopResult:

@@ -295,12 +295,13 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            (text,), _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [conversation],
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
                 **{**self._variables, **variables},
             )
+            ((text,), _) = rendered
         # A template is a program: besides its own raise_exception it can fail in any way.
         except Exception as error:
             return error

@@ -65,7 +65,9 @@ def find_breakers(
     if not wanted:
         return ()
     beginnings = tuple(wanted[:size] for size in range(len(wanted) - 1, 0, -1))
-    found = {(i,): None for i, word in enumerate(table) if wanted in word}
+    found: dict[tuple[int, ...], None] = {
+        (i,): None for i, word in enumerate(table) if wanted in word
+    }
     tails = {b: tuple(spell(wanted[len(b) :]))[:MAX_BREAKER_TAIL] for b in beginnings}
     for i, word in enumerate(table):
         # A vocabulary is large, and this one call tells nearly all of it apart.

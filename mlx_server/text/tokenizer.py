@@ -30,6 +30,12 @@ from mlx_server.text.vocabulary import Vocabulary
 class Tokenizer(Vocabulary):
     """Made by `Tokenizer.load`. All methods may be called from many threads at once.
 
+    Args:
+        hf: transformers' tokenizer.
+        chat_template: Its source; None: the default one.
+        template_args: Variables for every rendering; a request's come first.
+        eos_token_ids: End tokens beside the tokenizer's own.
+
     Attributes:
         eos_token_ids: Tokens that end a reply; `eos_token_id` is the tokenizer's own, if any.
         has_chat_template: Whether a template was given or came with the model.
@@ -78,7 +84,7 @@ class Tokenizer(Vocabulary):
         from jinja2 import TemplateSyntaxError
 
         hf = load_hf(Path(path), trust_remote_code)
-        if chat_template in TEMPLATES:
+        if chat_template is not None and chat_template in TEMPLATES:
             source: str | None = _with_start(TEMPLATES[chat_template], hf)
         elif chat_template is not None:
             source = read_template(chat_template)

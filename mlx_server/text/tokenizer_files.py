@@ -48,7 +48,11 @@ def load_hf(path: Path, trust_remote_code: bool) -> Any:
 
 
 def read_template(given: str) -> str:
-    """The template in a file, or `given` itself if it is one."""
+    """The template in a file, or `given` itself if it is one.
+
+    Raises:
+        ModelLoadError: The file cannot be read.
+    """
     if "{{" in given or "{%" in given:
         return given
     try:
@@ -61,6 +65,11 @@ def read_template(given: str) -> str:
 
 
 def own_template(hf: Any, path: Path) -> str | None:
+    """The chat template that came with the model; None: it has none.
+
+    Raises:
+        ModelLoadError: chat_template.json is damaged.
+    """
     template = hf.chat_template
     if template is None and (path / "chat_template.json").is_file():
         try:

@@ -211,7 +211,8 @@ class Vocabulary:
     def _plain_backend(self) -> Any:
         """The backend again, for texts whose special tokens are text: the setting is the
         backend's own, and other threads use that one."""
-        backend = type(self._backend).from_str(self._backend.to_str())
+        own: Any = self._backend
+        backend = type(own).from_str(own.to_str())
         backend.encode_special_tokens = True
         return backend
 

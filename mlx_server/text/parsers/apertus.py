@@ -21,6 +21,8 @@ SECTION, SECTION_END = "<|tools_prefix|>", "<|tools_suffix|>"
 
 
 class Apertus(Syntax):
+    """Apertus' calls; see above."""
+
     name = "apertus"
     marks = (SECTION,)
     repeats = False

@@ -52,7 +52,7 @@ class DeepSeek(Syntax):
             if not (yield from self._call(source, mark)):
                 return
             yield from source.skip_space()
-            mark = yield from source.accept(CALL)
+            mark = (yield from source.accept(CALL)) or ""
         yield from source.accept(SECTION_END)
 
     def _call(self, source: Source, mark: str) -> Parse[bool]:

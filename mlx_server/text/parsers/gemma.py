@@ -38,7 +38,7 @@ class Gemma(Syntax):
     quote: str
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def marks(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.opening,)
 
     @property

@@ -37,6 +37,8 @@ class _Header:
 
 
 class Harmony(Syntax):
+    """gpt-oss' channels; see above."""
+
     name = "harmony"
     marks = (START, CHANNEL, *ENDS)
     leading_marks = (TO_FUNCTION,)

@@ -88,7 +88,7 @@ def collected(source: Source) -> Parse[str]:
     for event in parse:
         if event is None:
             yield None
-        else:
+        elif isinstance(event, CallPiece):
             pieces.append(event.text)
     return "".join(pieces)
 

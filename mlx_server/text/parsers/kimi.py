@@ -26,6 +26,8 @@ _ID = re.compile(r"(?:functions\.)?(?P<name>\S+?)(?P<number>:\d+)?")
 
 
 class KimiK2(Syntax):
+    """Kimi K2's calls; see above."""
+
     name = "kimi-k2"
     # Now and then the section's own mark is left out, or is in the singular.
     marks = (*SECTIONS, CALL)
@@ -47,7 +49,7 @@ class KimiK2(Syntax):
             if not (yield from self._call(source, mark)):
                 return
             yield from source.skip_space()
-            mark = yield from source.accept(CALL)
+            mark = (yield from source.accept(CALL)) or ""
         yield from source.accept(*SECTION_ENDS)
 
     def _call(self, source: Source, mark: str) -> Parse[bool]:

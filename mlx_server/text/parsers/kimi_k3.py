@@ -43,6 +43,8 @@ _TYPES = {"integer": "number"}
 
 
 class KimiK3(Syntax):
+    """Kimi K3's calls, answers and reasoning; see above."""
+
     name = "kimi-k3"
     marks = (
         _opens("tools"),

@@ -49,6 +49,7 @@ class ToolRule:
 
     @property
     def required(self) -> frozenset[str]:
+        """The names of the parameters that a call must have."""
         found = self.schema.get("required")
         return frozenset(found) if isinstance(found, list | tuple) else frozenset()
 
@@ -69,6 +70,7 @@ class Lark:
         self._tokens = re.compile("|".join(map(re.escape, names))) if names else None
 
     def is_token(self, text: str) -> bool:
+        """Whether the text is a special token of the vocabulary."""
         return text in self._specials
 
     def literal(self, text: str) -> str:

@@ -100,7 +100,7 @@ class Notation:
         for event in self._string(source, quote):
             if event is None:
                 yield None
-            else:
+            elif isinstance(event, CallPiece):
                 pieces.append(event.text)
         yield from source.skip_space()
         return json_text.decoded("".join(pieces)) if (yield from source.accept(":")) else None
@@ -119,8 +119,8 @@ class Notation:
             # What the value is, is seen before it is known whether it is whole.
             parse = self.read(source, depth)
             for event in parse:
-                if event is None:
-                    yield None
+                if not isinstance(event, CallPiece):
+                    yield event
                     continue
                 yield CallPiece(opening + event.text)
                 opening = ""
@@ -134,12 +134,12 @@ class Notation:
     def _string(self, source: Source, quote: str) -> Parse[bool]:
         yield CallPiece('"')
         if self.escapes:
-            ended = yield from _escaped(source, quote)
+            ended = bool((yield from _escaped(source, quote)))
         else:
-            ended = yield from source.until((quote,), _inside, cut=True)
+            ended = bool((yield from source.until((quote,), _inside, cut=True)))
         if ended:
             yield CallPiece('"')
-        return bool(ended)
+        return ended
 
     # ------------------------------------------------------------ writing
 
@@ -159,9 +159,11 @@ class Notation:
         return self.words.get(text, text)
 
     def spelled_key(self, key: str) -> str:
+        """An object's key as the notation writes it."""
         return self.spelled(key) if self.quoted_keys else key
 
     def ordered(self, keys: Iterable[str]) -> list[str]:
+        """An object's keys in the order in which the notation writes them."""
         return sorted(keys, key=str.lower) if self.sorted_keys else list(keys)
 
 

@@ -37,7 +37,7 @@ class Mistral(Syntax):
     tags: tuple[str, ...] = (_ID, _ARGUMENTS)
 
     @property
-    def repeats(self) -> bool:
+    def repeats(self) -> bool:  # type: ignore[override]
         return self.form != "list"
 
     def matches(self, template: str, vocabulary: Container[str]) -> bool:

@@ -35,13 +35,15 @@ _CUT = re.compile(r"<?[|a-z]*")  # what there may be of the mark behind it
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Muse(Tagged):
+    """Muse's messages; see above."""
+
     leading_marks = (TO, MESSAGE)
     always = True
     thinks = True
     reasoning = Thinking(f" {TO}self{MESSAGE}", NEXT, "", TURN)
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def marks(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*super().marks, START, *ENDS)
 
     def read(self, source: Source, mark: str) -> Parse[None]:
@@ -56,11 +58,12 @@ class Muse(Tagged):
         text, found = yield from source.collect((MESSAGE, START, "\n", "<atem:"))
         text = (TO if mark == TO else "") + text
         header = _HEADER.match(text)
+        assert header is not None  # it matches nothing, too
         if found == MESSAGE:
             known = header.end() == len(text)
         else:
-            cut = _CUT.fullmatch(text, header.end()) or "assistant to=".startswith(text)
-            known = found is None and cut
+            cut = _CUT.fullmatch(text, header.end()) is not None
+            known = found is None and (cut or "assistant to=".startswith(text))
         if not known:
             source.go_back(start)
             yield Content(mark)

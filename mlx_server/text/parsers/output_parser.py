@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
+from typing import cast
 
 from mlx_server.text.parsers.base import Syntax, Thinking
 from mlx_server.text.parsers.events import CallPiece, CallStart, Content, Event, Thought
@@ -45,6 +47,9 @@ class OutputParser:
         return self._tidy.called
 
     def feed(self, text: str) -> list[Event]:
+        """The events that more text brings; text whose meaning is still open is held back.
+
+        How a reply is cut into calls of this never shows in its events, joined."""
         self._source.feed(text)
         return self._run()
 
@@ -73,18 +78,18 @@ class OutputParser:
             if event is None:
                 break
             found += self._tidy.pass_on(event)
-        events: list[Event] = []
-        for kind, run in groupby(found, type):
-            if kind is CallStart:
-                events += run
-            else:
-                events.append(kind("".join(event.text for event in run)))
-        return events
+        return [event for kind, run in groupby(found, type) for event in _one(kind, list(run))]
+
+    @property
+    def _family(self) -> Syntax:
+        """Where a mark of its was found."""
+        assert self._syntax is not None
+        return self._syntax
 
     def _section(self, mark: str, space: str = "") -> Parse[None]:
         """What the family reads behind a mark, and behind the space before that."""
         self._in_call = True
-        for event in self._syntax.read(self._source, mark):
+        for event in self._family.read(self._source, mark):
             if event is not None:
                 if space and isinstance(event, Content) and event.text.startswith(mark):
                     yield Content(space)  # it was none
@@ -112,7 +117,7 @@ class OutputParser:
                     yield Content(space)
             else:
                 space, mark = "", (yield from source.until(marks, Content))
-            if mark in opening:
+            if thinking is not None and mark in opening:
                 yield from self._reasoning(thinking)
                 continue
             fresh, leading = mark is not None, ()
@@ -134,7 +139,7 @@ class OutputParser:
             if mark not in marks:
                 yield Content("")
                 return
-            if syntax.ends_thinking:
+            if syntax is not None and syntax.ends_thinking:
                 yield Content("")
                 yield from self._section(mark)
                 return
@@ -144,7 +149,7 @@ class OutputParser:
         """A call within the reasoning; what begins like one and is none is a part of that."""
         source, called = self._source, False
         start = source.pin()
-        for event in self._syntax.read(source, mark):
+        for event in self._family.read(source, mark):
             called = called or isinstance(event, CallStart)
             if event is not None and not called:
                 break
@@ -201,3 +206,11 @@ class _Tidy:
         space, self._space = self._space, ""
         kept = self.last is Content and (self._bare or not self._fresh)
         return [Content(space)] if space and kept else []
+
+
+def _one(kind: type[Event], run: list[Event]) -> list[Event]:
+    """Neighbours of a kind as one; calls begin one by one."""
+    if kind is CallStart:
+        return run
+    text = "".join(event.text for event in run if not isinstance(event, CallStart))
+    return [cast(Callable[[str], Event], kind)(text)]

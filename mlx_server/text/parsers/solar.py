@@ -27,6 +27,8 @@ _NO_MORE = (_CALL_END, _CALLS_END, _END, _CALL)
 
 
 class SolarOpen(Syntax):
+    """Solar Open's reasoning, answers and calls; see above."""
+
     name = "solar-open"
     marks = (_THINK, _CONTENT, _END, _TURN, _FLUSH, _CALLS, _CALLS_END, _CALL)
     repeats = False

@@ -39,6 +39,7 @@ class Source:
     # ------------------------------------------------------------ for who feeds it
 
     def feed(self, text: str) -> None:
+        """More text; what is read and not held is forgotten."""
         kept = [place - self._base for place in (self._held, self._pinned) if place is not None]
         keep = min([self._at, *kept])
         self._text = self._text[keep:] + text
@@ -63,6 +64,7 @@ class Source:
 
     @property
     def position(self) -> int:
+        """What is read so far, in characters from the start of the reply."""
         return self._base + self._at
 
     def hold(self) -> int:
@@ -76,12 +78,15 @@ class Source:
         return self._pinned
 
     def unpin(self) -> None:
+        """What was pinned need not be kept any more."""
         self._pinned = None
 
     def go_back(self, position: int) -> None:
+        """Read again from a position that is held or pinned."""
         self._at = position - self._base
 
     def release(self) -> None:
+        """What was held need not be kept any more."""
         self._held = None
 
     def take(self, count: int) -> str:
@@ -110,7 +115,8 @@ class Source:
         """
         end = start
         while True:
-            end = characters.match(self._text, self._at + end).end() - self._at
+            run = characters.match(self._text, self._at + end)
+            end = (run.end() if run is not None else self._at + end) - self._at
             if self._at + end < len(self._text) or self.closed:
                 return end
             yield None

@@ -64,7 +64,7 @@ class Tagged(Syntax):
     tools: Mapping[str, ToolRule] = field(default_factory=dict)
 
     @property
-    def marks(self) -> tuple[str, ...]:  # the call's own, too: models leave the outer tag out
+    def marks(self) -> tuple[str, ...]:  # type: ignore[override]
         found = (self.form.section.strip(), self.form.call.strip())
         return tuple(filter(None, found))
 
@@ -77,6 +77,7 @@ class Tagged(Syntax):
     # ------------------------------------------------------------ reading
 
     def read(self, source: Source, mark: str) -> Parse[None]:
+        found: str | None
         tags = self.form.bare()
         start = source.hold()
         begun = mark == tags.call or (yield from next_tag(source, tags.call)) == tags.call
@@ -87,9 +88,9 @@ class Tagged(Syntax):
         while end in (tags.call, tags.call_end):  # another call may follow
             start = source.hold()
             if end == tags.call_end:
-                mark = yield from next_tag(source, tags.section_end, tags.call)
-                if mark != tags.call:
-                    if mark is None:
+                found = yield from next_tag(source, tags.section_end, tags.call)
+                if found != tags.call:
+                    if found is None:
                         source.go_back(start)
                     break
             previous, end = end, (yield from self._call(source, tags))

@@ -37,6 +37,7 @@ class Marking:
         return self.opening in vocabulary and self.closing in vocabulary
 
     def thinking(self, template: str) -> Thinking:
+        """The marks with the white space that this template writes around them."""
         lead, tail = self.lead, self.tail
         return Thinking(
             self.opening,
