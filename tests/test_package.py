@@ -1,4 +1,4 @@
-"""What is shipped: the wheel's content and metadata, and the README's table of flags."""
+"""What is shipped: the wheel's content and metadata, and the documents' tables of flags."""
 
 from __future__ import annotations
 
@@ -59,13 +59,21 @@ def test_wheel_holds_every_source_file_and_no_test(wheel: zipfile.ZipFile) -> No
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
-        "dialogues.txt",
+        "chat_template.jinja",
+        "corpus/server.txt",
         "README.md",
     ],
 )
 def test_wheel_holds_the_demo_model(wheel: zipfile.ZipFile, name: str) -> None:
     shipped = wheel.read(f"mlx_server/demo/{name}")
     assert shipped == (ROOT / "mlx_server" / "demo" / name).read_bytes()
+
+
+def test_wheel_holds_the_pages(wheel: zipfile.ZipFile) -> None:
+    web = ROOT / "mlx_server" / "server" / "web"
+    files = {p.relative_to(ROOT).as_posix() for p in web.rglob("*") if p.is_file()}
+    assert "mlx_server/server/web/vendor/purify.es.js" in files
+    assert files <= set(wheel.namelist())
 
 
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
@@ -88,9 +96,9 @@ def test_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
 
 
 @pytest.mark.parametrize(("mark", "module"), [("flags", config), ("compat", compat)])
-def test_readme_shows_the_flags_as_they_are_printed(mark: str, module: ModuleType) -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    shown = re.search(rf"<!-- {mark} -->\n(.*?)\n<!-- /{mark} -->", readme, re.DOTALL)
+def test_settings_md_shows_the_flags_as_they_are_printed(mark: str, module: ModuleType) -> None:
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    shown = re.search(rf"<!-- {mark} -->\n(.*?)\n<!-- /{mark} -->", page, re.DOTALL)
     assert shown is not None
     assert shown.group(1).strip() == module.table()
 

@@ -1,5 +1,6 @@
-"""README's tables know every endpoint, field, metric and error that the documents of the other
-servers name, and the tests that they name exist. (Flags: `test_config.py`.)"""
+"""docs/coming-from.md knows every endpoint, field, metric and error that the documents of the other
+servers name, and the tests that it names exist; docs/settings.md has their flags, and docs/api.md
+with it every route. (What flags mean: `test_config.py`.)"""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import pytest
 from mlx_server.api import DIALECTS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-SECTION = README.split("## Coming from another server")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs" / "coming-from.md").read_text("utf-8")
+API = (ROOT / "docs" / "api.md").read_text("utf-8")
+SETTINGS = (ROOT / "docs" / "settings.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def between(text: str, start: str, end: str) -> str:
     return text.split(start, 1)[1].split(end, 1)[0]
 
 
-TOLD = "\n".join(re.findall(r"`([^`\n]+)`", SECTION))
+TOLD = "\n".join(re.findall(r"`([^`\n]+)`", PAGE))
 """What stands there as code: most fields' names are words of the prose as well."""
 
 
@@ -34,7 +36,7 @@ def known(name: str) -> bool:
 
 def rows(table: str) -> list[list[str]]:
     """The cells of each row of the first table under a heading; no heading and no rule."""
-    lines = between(SECTION + "\n### ", f"### {table}\n", "\n### ").splitlines()
+    lines = between(PAGE + "\n## ", f"## {table}\n", "\n## ").splitlines()
     return [line.strip("|").split("|") for line in lines if line.startswith("|")][2:]
 
 
@@ -114,7 +116,7 @@ def test_mlc(documents) -> None:
     assert {"messages", "ignore_eos", "response_format", "tool_call_id"} <= fields
     assert missing(fields) == []
     flags = set(re.findall(r"\[(--[\w-]+)", document))
-    assert {flag for flag in flags if f"`{flag}`" not in README} == set()
+    assert {flag for flag in flags if f"`{flag}`" not in SETTINGS} == set()
     found = {f"GET {path}" for path in re.findall(r"http:get:: (/\S+)", documents["mlc-chat-rest"])}
     assert len(found) == 5
     found |= {f"GET {path}" for path in re.findall(r"GET (/v1/\S+)", document)} | {"GET /docs"}
@@ -127,7 +129,7 @@ def test_every_endpoint_names_a_test() -> None:
 
 
 def test_the_tests_that_are_named_exist() -> None:
-    named = set(re.findall(r"\btest_\w+", SECTION))
+    named = set(re.findall(r"\btest_\w+", PAGE))
     assert len(named) > 20
     assert [name for name in sorted(named) if not (ROOT / "tests" / f"{name}.py").is_file()] == []
 
@@ -139,8 +141,8 @@ def test_every_endpoint_is_a_route() -> None:
     assert sorted(told - routes - files) == []
 
 
-def test_every_route_is_in_the_readme() -> None:
-    told = set(re.findall(r"/[\w/{}:.-]+", README.replace("{id}", "{model:path}")))
+def test_every_route_is_in_a_document() -> None:
+    told = set(re.findall(r"/[\w/{}:.-]+", (API + PAGE).replace("{id}", "{model:path}")))
     plain = {"/v1/health", "/docs/{file}"}
     paths = {route.path for dialect in DIALECTS for route in dialect.routes} - plain
     lost = [p for p in sorted(paths) if p not in told and f"/v1{p}" not in told]
