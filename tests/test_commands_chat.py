@@ -562,14 +562,15 @@ def test_ctrl_c_at_the_prompt(terminal) -> None:
     with serving(Answer(text("ok"))) as canned:
         talk = terminal(canned.url)
         talk.expect("> ")
+        talk.ready()
         talk.type("begun")
         talk.expect("begun")
-        talk.type("\x03")
+        talk.interrupt()
         talk.expect("\n> ")
         talk.ask("begun\\", prompt="… ")
-        talk.type("\x03")
+        talk.interrupt()
         talk.expect("\n> ")
-        talk.type("\x03")
+        talk.interrupt()
         assert talk.wait() == 0
     assert canned.chats() == []
 

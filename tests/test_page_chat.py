@@ -20,7 +20,7 @@ def test_a_message_is_sent_and_its_reply_streamed(chat: Page) -> None:
     )
     chat.set(temperature="0", max_tokens="600", more='{"ignore_eos": true}')
     chat.send("Hello there")
-    assert chat.page.evaluate("lengths.size") > 2
+    assert chat.page.evaluate("lengths.size") > 1
     (body,) = chat.bodies
     assert body["messages"] == [{"role": "user", "content": "Hello there"}]
     assert body["stream"] is True and body["stream_options"] == {"include_usage": True}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
 
 RUN = """
@@ -67,6 +68,27 @@ class Typed:
             end = self.screen.index(text, self._at)
             before, self._at = self.screen[self._at : end], end + len(text)
         return before
+
+    def ready(self, seconds: float = 30) -> None:
+        """Wait until the line editor gets every key. Before that a Ctrl-C is the terminal's, and
+        CPython sees it with the next key only."""
+        deadline = time.monotonic() + seconds
+        while termios.tcgetattr(self.master)[3] & termios.ICANON:
+            assert time.monotonic() < deadline, "no line editor listens"
+            time.sleep(0.01)
+
+    def interrupt(self) -> None:
+        """Ctrl-C, and again if nothing at all comes of it: CPython may miss one that arrives
+        just before it waits for a key."""
+        self.ready()
+        before = len(self.screen)
+        for _ in range(3):
+            self.type("\x03")
+            with self._news:
+                if self._news.wait_for(lambda: len(self.screen) != before, 8):
+                    return
+            if self.process.poll() is not None:
+                return
 
     def ask(self, text: str, prompt: str = "> ") -> str:
         """Type a line; returns what is shown until the next prompt, without the line's echo."""
