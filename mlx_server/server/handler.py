@@ -299,8 +299,8 @@ class Handler(BaseHTTPRequestHandler):
             for piece in pieces:
                 if presence.lost:
                     raise Disconnected
-                if not isinstance(piece, Lull):
-                    self._send(piece)
+                assert not isinstance(piece, Lull)  # only a source that is listened to gives one
+                self._send(piece)
         else:
             self._send_by_pump(Flow(self.connection, presence, pieces, reply.source))
 
